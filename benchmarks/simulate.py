@@ -1,0 +1,178 @@
+"""Problems whose truth is known: coalescent LD, annotations that matter non-linearly, and z-scores drawn from the model.
+
+Everything is drawn from seeds, so equal arguments give equal problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwas.errors import InputError
+
+__all__ = ["Region", "effect_variance", "simulate_annotations", "simulate_regions", "simulate_trait"]
+
+RECOMBINATION_RATE = 1e-8  # per base pair and generation
+MUTATION_RATE = 1.29e-8
+MINIMUM_MAF = 0.01
+_WAVES = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """One independent region of the simulated genome.
+
+    position: (m,) base pairs, ascending.  maf: (m,).  correlation: (m, m), R of the standardised genotypes, float64.
+    """
+
+    position: NDArray[np.float64]
+    maf: NDArray[np.float64]
+    correlation: NDArray[np.float64]
+
+    @property
+    def m(self) -> int:
+        """Number of variants."""
+        return len(self.position)
+
+    @cached_property
+    def root(self) -> NDArray[np.float64]:
+        """(m, m) symmetric square root of R; eigenvalues that rounding made negative count as 0."""
+        values, vectors = np.linalg.eigh(self.correlation)
+        return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def simulate_regions(
+    n_regions: int,
+    *,
+    m: int,
+    people: int = 2000,
+    length: float = 1e6,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Region]:
+    """European-like LD of independent regions, by the coalescent with recombination.
+
+    One population with the sizes of Gravel et al. 2011 for Europeans, migration left out: 7,310 ancestral, 14,474 from
+    5,920 generations ago, 1,861 from 2,040 (out of Africa), 1,032 from 920, growing by 0.38% a generation since.
+    Recombination 1e-8 and mutation 1.29e-8 per base pair and generation. Biallelic variants of MAF >= 1% among `people`
+    diploids are kept, and of these m drawn at random (all, if there are fewer), in order of position.
+
+    R is the correlation in that very sample: z-scores drawn from it have no mismatch between GWAS and LD reference.
+    Needs msprime (Baumdicker et al. 2022). Raises InputError when it is not installed, and for a region without
+    variants.
+    """
+    if min(n_regions, m) < 1 or people < 2:
+        raise InputError(f"n_regions {n_regions} and m {m} must be at least 1, and people {people} at least 2.")
+    msprime = _msprime()
+    demography = msprime.Demography()
+    demography.add_population(name="EUR", initial_size=1032 * np.exp(0.0038 * 920), growth_rate=0.0038)
+    for time, size in ((920, 1861), (2040, 14474), (5920, 7310)):
+        demography.add_population_parameters_change(time=time, initial_size=size, growth_rate=0, population="EUR")
+    regions = []
+    for number in range(n_regions):
+        seeds = np.random.SeedSequence([seed, number]).generate_state(3)
+        ancestry = msprime.sim_ancestry(
+            samples={"EUR": people},
+            demography=demography,
+            sequence_length=length,
+            recombination_rate=RECOMBINATION_RATE,
+            random_seed=int(seeds[0]) % (2**31 - 1) + 1,
+        )
+        mutated = msprime.sim_mutations(
+            ancestry,
+            rate=MUTATION_RATE,
+            model=msprime.BinaryMutationModel(),
+            random_seed=int(seeds[1]) % (2**31 - 1) + 1,
+        )
+        regions.append(_thinned(mutated, m, np.random.default_rng(seeds[2])))
+        if progress is not None:
+            progress(number + 1, n_regions)
+    return regions
+
+
+def _msprime() -> Any:
+    try:
+        import msprime
+    except ImportError as error:
+        raise InputError("this benchmark simulates LD with msprime: pip install 'deepwas[benchmarks]'.") from error
+    return msprime
+
+
+def _thinned(trees: Any, m: int, rng: np.random.Generator) -> Region:
+    """m variants of MAF >= 1%, and the correlation of their genotypes."""
+    haplotypes = trees.genotype_matrix()
+    frequency = haplotypes.mean(axis=1)
+    maf = np.minimum(frequency, 1 - frequency)
+    common = np.flatnonzero((maf >= MINIMUM_MAF) & (haplotypes.max(axis=1) <= 1))
+    if not len(common):
+        raise InputError(f"a simulated region holds no variant of MAF >= {MINIMUM_MAF}: give a greater length.")
+    chosen = np.sort(rng.choice(common, size=min(m, len(common)), replace=False))
+    genotypes = haplotypes[chosen, 0::2].astype(np.float64) + haplotypes[chosen, 1::2]
+    genotypes -= genotypes.mean(axis=1, keepdims=True)
+    genotypes /= np.sqrt(np.mean(genotypes**2, axis=1, keepdims=True))
+    correlation = genotypes @ genotypes.T / genotypes.shape[1]
+    np.fill_diagonal(correlation, 1.0)
+    return Region(np.asarray(trees.tables.sites.position[chosen]), maf[chosen], correlation)
+
+
+def simulate_annotations(
+    regions: Sequence[Region], *, smooth: int = 4, independent: int = 4, length_scale: float = 2e4, seed: int = 0
+) -> NDArray[np.float64]:
+    """Standardised annotations (M, smooth + independent) of all variants, region after region.
+
+    The first `smooth` columns vary smoothly along the genome, as chromatin and gene density do: Gaussian processes of
+    kernel exp(-(d / length_scale)^2 / 2), d in base pairs, drawn afresh in each region by random Fourier features
+    (Rahimi & Recht 2007). The others are independent standard normal, as conservation or allele-specific scores nearly
+    are.
+    """
+    rng = np.random.default_rng([seed, 1])
+    columns = []
+    for region in regions:
+        frequency = rng.normal(scale=1 / length_scale, size=(smooth, _WAVES))
+        phase = rng.uniform(0, 2 * np.pi, size=(smooth, _WAVES))
+        angle = region.position[:, None, None] * frequency + phase
+        waves = np.sqrt(2 / _WAVES) * np.cos(angle).sum(axis=2)
+        columns.append(np.hstack([waves, rng.normal(size=(region.m, independent))]))
+    values = np.concatenate(columns)
+    return (values - values.mean(axis=0)) / values.std(axis=0)
+
+
+def effect_variance(annotations: NDArray[np.float64], *, smooth: int, mean: float) -> NDArray[np.float64]:
+    """The truth f(C), (M,): log f = const + 2 tanh(s_1 t_1) + 2 [s_2 > 1/2] + 1.5 [t_2 > 1] + t_3 / 2.
+
+    s_i: smooth annotations, the first `smooth` columns (at least 2).  t_i: the others (at least 3).  So there is an
+    interaction between a smooth and an independent annotation, two thresholds, and one log-linear effect; the remaining
+    annotations do nothing. No log-linear or softplus-linear prior can express it.
+    mean: of f over all variants, to which it is scaled: the heritability a variant explains on average.
+    """
+    s, t = annotations[:, :smooth], annotations[:, smooth:]
+    if smooth < 2 or t.shape[1] < 3:
+        raise InputError(f"the truth needs 2 smooth and 3 independent annotations; got {smooth} and {t.shape[1]}.")
+    log_f = 2.0 * np.tanh(s[:, 0] * t[:, 0]) + 2.0 * (s[:, 1] > 0.5) + 1.5 * (t[:, 1] > 1) + 0.5 * t[:, 2]
+    f = np.exp(log_f)
+    return f * (mean / f.mean())
+
+
+def simulate_trait(
+    regions: Sequence[Region], f: NDArray[np.float64], *, sample_size: float, noise: float = 1.0, seed: int = 0
+) -> list[NDArray[np.float64]]:
+    """One trait's z-scores, (m,) per region, from the model itself.
+
+    z ~ N(sqrt(N) R beta, noise R) with beta_j ~ N(0, f_j).  f: (M,) effect variances, region after region.
+    sample_size: N, people.  noise: sigma2.
+    """
+    total = sum(r.m for r in regions)
+    if f.shape != (total,) or not (np.isfinite(f) & (f >= 0)).all():
+        raise InputError(f"f must hold {total} finite variances >= 0; its shape is {f.shape}.")
+    rng = np.random.default_rng([seed, 2])
+    z = []
+    for region, variance in zip(regions, np.split(f, np.cumsum([r.m for r in regions])[:-1]), strict=True):
+        beta = rng.normal(size=region.m) * np.sqrt(variance)
+        error = region.root @ rng.normal(size=region.m)
+        z.append(np.sqrt(sample_size) * region.correlation @ beta + np.sqrt(noise) * error)
+    return z

@@ -1,0 +1,100 @@
+"""deepwas: learn which variants matter from GWAS summary statistics.
+
+A Flax network maps a variant's functional annotations to the variance of its effect, and is trained by
+maximising the full likelihood of the summary statistics under linkage disequilibrium (LD):
+
+    z | beta ~ N(sqrt(N) R beta, sigma2 R),  beta_j ~ N(0, f_j)   =>   z ~ N(0, N R diag(f) R + sigma2 R)
+
+Names are imported on first use, so `import deepwas` costs milliseconds and no JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AnnotationOptions": "deepwas.annotations",
+    "Annotations": "deepwas.annotations",
+    "ConvergenceWarning": "deepwas.errors",
+    "DataWarning": "deepwas.errors",
+    "DeepwasError": "deepwas.errors",
+    "Fit": "deepwas.runs",
+    "FitOptions": "deepwas.options",
+    "HarmonisedSumstats": "deepwas.sumstats",
+    "InputError": "deepwas.errors",
+    "LDBlock": "deepwas.ld",
+    "LDOptions": "deepwas.ld",
+    "LDStore": "deepwas.ld",
+    "QCOptions": "deepwas.sumstats",
+    "SolveInfo": "deepwas.likelihood",
+    "SumStats": "deepwas.sumstats",
+    "annotate": "deepwas.annotations",
+    "build_ld": "deepwas.ld",
+    "fit": "deepwas.fitting",
+    "harmonise": "deepwas.sumstats",
+    "ld_score_loss": "deepwas.likelihood",
+    "load_fit": "deepwas.runs",
+    "log_likelihood": "deepwas.likelihood",
+    "log_likelihood_and_grad": "deepwas.likelihood",
+    "open_ld": "deepwas.ld",
+    "read_annotations": "deepwas.annotations",
+    "read_harmonised": "deepwas.sumstats",
+    "read_sumstats": "deepwas.sumstats",
+}
+
+__all__ = [
+    "AnnotationOptions",
+    "Annotations",
+    "ConvergenceWarning",
+    "DataWarning",
+    "DeepwasError",
+    "Fit",
+    "FitOptions",
+    "HarmonisedSumstats",
+    "InputError",
+    "LDBlock",
+    "LDOptions",
+    "LDStore",
+    "QCOptions",
+    "SolveInfo",
+    "SumStats",
+    "__version__",
+    "annotate",
+    "build_ld",
+    "fit",
+    "harmonise",
+    "ld_score_loss",
+    "load_fit",
+    "log_likelihood",
+    "log_likelihood_and_grad",
+    "open_ld",
+    "read_annotations",
+    "read_harmonised",
+    "read_sumstats",
+]
+
+if TYPE_CHECKING:
+    from deepwas.annotations import AnnotationOptions, Annotations, annotate, read_annotations
+    from deepwas.errors import ConvergenceWarning, DataWarning, DeepwasError, InputError
+    from deepwas.fitting import fit
+    from deepwas.ld import LDBlock, LDOptions, LDStore, build_ld, open_ld
+    from deepwas.likelihood import SolveInfo, ld_score_loss, log_likelihood, log_likelihood_and_grad
+    from deepwas.options import FitOptions
+    from deepwas.runs import Fit, load_fit
+    from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats, read_harmonised, read_sumstats
+    from deepwas.sumstats.harmonise import harmonise
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'deepwas' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

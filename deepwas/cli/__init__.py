@@ -1,0 +1,62 @@
+"""The command line: `deepwas COMMAND`.
+
+Each command parses and checks its arguments, and only then imports what computes: a typing mistake never waits
+for JAX. Wrong input prints the message of an `InputError` and ends with exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from deepwas import __version__
+from deepwas.errors import DeepwasError, InputError
+
+app = typer.Typer(
+    name="deepwas",
+    help="Learn which variants matter from GWAS summary statistics, by full likelihood under LD.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"deepwas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+def _register() -> None:
+    from deepwas.cli import annotate, demo, doctor, fit, ld, priors, sumstats
+
+    app.add_typer(ld.app, name="ld")
+    for module in (sumstats, annotate, fit, priors, demo, doctor):
+        module.register(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `deepwas` command."""
+    _register()
+    try:
+        app(arguments)
+    except InputError as error:
+        typer.echo(f"deepwas: {error}", err=True)
+        sys.exit(2)
+    except DeepwasError as error:
+        typer.echo(f"deepwas: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("deepwas: interrupted; finished steps are kept where the command writes a run folder", err=True)
+        sys.exit(130)

@@ -1,0 +1,98 @@
+"""What the commands share: progress, tables of counts, and the console they go to (standard error)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from deepwas.tally import Count, Tally
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Advance(Protocol):
+    """Called by long work: `advance(done, total)`."""
+
+    def __call__(self, done: int, total: int, /) -> None: ...
+
+
+class StageAdvance(Protocol):
+    """Called by long work in stages: `advance(what, done, total)`."""
+
+    def __call__(self, what: str, done: int, total: int, /) -> None: ...
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Advance]:
+    """A progress bar on standard error; plain lines at each tenth when that is not a terminal."""
+    if not console.is_terminal:
+        said = -1
+
+        def plain(done: int, total: int, /) -> None:
+            nonlocal said
+            tenth = 10 * done // max(total, 1)
+            if tenth > said:
+                said = tenth
+                console.print(f"{what}: {done:,} of {total:,}")
+
+        yield plain
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total, /: bars.update(task, completed=done, total=total)
+
+
+def say(text: str) -> None:
+    """One line on standard error."""
+    console.print(text, markup=False)
+
+
+def say_tally(tally: Tally) -> None:
+    """Every count of a tally, one line each."""
+    for line in tally.lines():
+        say(line)
+
+
+@contextmanager
+def progress_of_stages() -> Iterator[StageAdvance]:
+    """Progress of work in several named stages: `advance(what, done, total)`; a bar each, or plain lines."""
+    if not console.is_terminal:
+        said: dict[str, int] = {}
+
+        def plain(what: str, done: int, total: int, /) -> None:
+            tenth = 10 * done // max(total, 1)
+            if said.get(what) != tenth:
+                console.print(f"{what}: {done:,} of {total:,}")
+            said[what] = tenth
+
+        yield plain
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str, done: int, total: int, /) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield advance
+
+
+def say_counts(counts: Sequence[dict[str, Any]]) -> None:
+    """The counts of a run's record, one line each."""
+    say_tally(Tally([Count(**row) for row in counts]))
+
+
+def show(table: Table) -> None:
+    """A table on standard output, not cut to the terminal's width when it goes to a file."""
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out = Console(highlight=False, width=140)
+    out.print(table)

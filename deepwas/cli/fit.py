@@ -1,0 +1,164 @@
+"""`deepwas fit`: learn a prior from an LD store, one trait's summary statistics, and annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from deepwas.cli._console import progress_of_stages, say, say_counts, show
+from deepwas.errors import InputError
+from deepwas.options import FitOptions, Network, Objective, Solver
+
+_NETWORK, _LIKELIHOOD, _TRAINING = "Network", "Likelihood", "Training"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root application."""
+    app.command("fit")(fit)
+
+
+def parse_hidden(text: str) -> tuple[int, ...]:
+    """'32,32' -> (32, 32)."""
+    try:
+        return tuple(int(x) for x in text.split(",") if x.strip())
+    except ValueError:
+        raise InputError(f"--hidden {text!r}: give one width per layer, such as 32,32.") from None
+
+
+def parse_noise(text: str) -> float | None:
+    """'learned' -> None, otherwise the number."""
+    if text == "learned":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--noise {text!r}: give 'learned', or a number such as 1.") from None
+
+
+def fit(
+    ld: Annotated[Path, typer.Option(help="LD store, made by `deepwas ld build`.", show_default=False)],
+    sumstats: Annotated[
+        Path,
+        typer.Option(
+            help="z-scores harmonised by `deepwas sumstats`, or a GWAS file, harmonised here with the defaults.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder to write.", show_default=False)],
+    annotations: Annotated[
+        list[Path] | None,
+        typer.Option(help="Annotations: of `deepwas annotate`, or a table. Repeat for more.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run in --out, same inputs and options.")
+    ] = False,
+    network: Annotated[
+        str,
+        typer.Option(
+            help="constant, linear (log-linear), softplus (additive, as S-LDSC), mlp.", rich_help_panel=_NETWORK
+        ),
+    ] = FitOptions.network,
+    hidden: Annotated[str, typer.Option(help="Widths of the MLP's layers.", rich_help_panel=_NETWORK)] = "32,32",
+    objective: Annotated[
+        str, typer.Option(help="likelihood (full), or ld-score (the baseline).", rich_help_panel=_LIKELIHOOD)
+    ] = FitOptions.objective,
+    noise: Annotated[
+        str,
+        typer.Option(help="Noise inflation sigma2: 'learned', or a number to hold it at.", rich_help_panel=_LIKELIHOOD),
+    ] = "learned",
+    solver: Annotated[
+        str, typer.Option(help="cholesky (exact), cg, or auto.", rich_help_panel=_LIKELIHOOD)
+    ] = FitOptions.solver,
+    probes: Annotated[int, typer.Option(help="Random probes of CG.", rich_help_panel=_LIKELIHOOD)] = FitOptions.probes,
+    rtol: Annotated[
+        float, typer.Option(help="Relative residual asked of CG in training.", rich_help_panel=_LIKELIHOOD)
+    ] = FitOptions.rtol,
+    cross_fit: Annotated[
+        bool,
+        typer.Option(
+            "--cross-fit/--no-cross-fit",
+            help="One network per section of the genome, so that no variant's prior comes from a network that saw it.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = FitOptions.cross_fit,
+    folds: Annotated[
+        int,
+        typer.Option(help="Sections: all but two train, one stops early, one is held out.", rich_help_panel=_TRAINING),
+    ] = FitOptions.folds,
+    steps: Annotated[int, typer.Option(help="Most optimiser steps.", rich_help_panel=_TRAINING)] = FitOptions.steps,
+    batch_blocks: Annotated[
+        int, typer.Option(help="LD blocks a step.", rich_help_panel=_TRAINING)
+    ] = FitOptions.batch_blocks,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate [default: 0.02; MLP 0.005].", rich_help_panel=_TRAINING, show_default=False
+        ),
+    ] = None,
+    weight_decay: Annotated[
+        float, typer.Option(help="AdamW's shrinkage of weights.", rich_help_panel=_TRAINING)
+    ] = FitOptions.weight_decay,
+    warmup: Annotated[
+        float, typer.Option(help="Share of the steps in which the learning rate rises.", rich_help_panel=_TRAINING)
+    ] = FitOptions.warmup,
+    clip_norm: Annotated[
+        float, typer.Option(help="Largest gradient norm.", rich_help_panel=_TRAINING)
+    ] = FitOptions.clip_norm,
+    evaluate_every: Annotated[
+        int, typer.Option(help="Steps between evaluations and checkpoints.", rich_help_panel=_TRAINING)
+    ] = FitOptions.evaluate_every,
+    patience: Annotated[
+        int, typer.Option(help="Evaluations without improvement before training stops.", rich_help_panel=_TRAINING)
+    ] = FitOptions.patience,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAINING)] = FitOptions.seed,
+) -> None:
+    """Learn a prior: the variance of each variant's effect as a function of its annotations.
+
+    The full likelihood of the z-scores under LD is maximised on part of
+    the genome, starting from the constant prior; training stops early on a
+    second part; a third is held out and scored once. With cross-fitting
+    the parts rotate. The run folder holds run.json (options, inputs with
+    checksums, counts, heritability, held-out gains), metrics, networks and
+    the table of variants. An interrupted run goes on with --resume.
+
+    Example: deepwas fit --ld ld.h5 --sumstats z.parquet --annotations a.parquet --out run
+    """
+    from deepwas.files import require_file
+
+    options = FitOptions(
+        network=cast(Network, network),
+        hidden=parse_hidden(hidden),
+        objective=cast(Objective, objective),
+        solver=cast(Solver, solver),
+        probes=probes,
+        rtol=rtol,
+        noise=parse_noise(noise),
+        cross_fit=cross_fit,
+        folds=folds,
+        steps=steps,
+        batch_blocks=batch_blocks,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        clip_norm=clip_norm,
+        evaluate_every=evaluate_every,
+        patience=patience,
+        seed=seed,
+    )
+    require_file(ld, "an LD store")
+    require_file(sumstats, "summary statistics")
+    from deepwas.fitting import fit as run_fit
+    from deepwas.summary import fits_table, sensitivity_table
+
+    with progress_of_stages() as progress:
+        result = run_fit(ld, sumstats, annotations or None, options=options, out=out, resume=resume, progress=progress)
+    record = result.record
+    say_counts(record["counts"])
+    for rotation in record["rotations"]:
+        for event in (rotation["network"] or {}).get("events", ()):
+            say(f"rotation {rotation['rotation']}: {event}")
+    show(fits_table({network: record}))
+    show(sensitivity_table(record["sensitivity"], of="the store's variance"))
+    say(f"the run is in {out}; write its priors with: deepwas priors {out} --out priors.tsv.gz")

@@ -1,0 +1,89 @@
+"""Files: existence checks, checksums, and writing beside and renaming into place."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deepwas.errors import InputError
+
+
+def require_file(path: str | os.PathLike[str], what: str) -> Path:
+    """Return `path` as a Path, or raise InputError naming `what` was expected there."""
+    found = Path(path)
+    if not found.exists():
+        raise InputError(f"{found}: no such file ({what} expected). Check the path.")
+    if found.is_dir():
+        raise InputError(f"{found}: is a folder, {what} expected.")
+    if not os.access(found, os.R_OK):
+        raise InputError(f"{found}: not readable ({what} expected). Check its permissions.")
+    return found
+
+
+def require_parent(path: str | os.PathLike[str]) -> Path:
+    """Return `path` as a Path if its folder exists and can be written; outputs are checked before work starts."""
+    target = Path(path)
+    parent = target.parent
+    if not parent.is_dir():
+        raise InputError(f"{target}: the folder {parent} does not exist. Make it first.")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"{target}: the folder {parent} cannot be written. Choose another output.")
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder, an output file was expected.")
+    return target
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place on success, remove it on failure.
+
+    The temporary name keeps the suffixes of `path`, so writers that look at them (gzip, parquet) behave alike.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{secrets.token_hex(4)}.partial.{target.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text atomically; gzip (without a timestamp, so equal text gives equal bytes) if it ends in .gz."""
+    data = text.encode()
+    if str(path).endswith(".gz"):
+        data = gzip.compress(data, mtime=0)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write JSON atomically, keys in the order given. NaN and infinity are refused, as JSON has neither."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> Any:
+    """Read a JSON file, or raise InputError naming the line at fault."""
+    found = require_file(path, what)
+    try:
+        return json.loads(found.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{found}: not valid JSON ({error}); {what} expected.") from error
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

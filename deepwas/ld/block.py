@@ -1,0 +1,254 @@
+"""One LD block, whitened once.
+
+A block holds m candidate causal variants with LD correlation matrix R, of which a subset S (s of them) is scored:
+their z-scores enter the likelihood. With R_SS = U diag(lam) U^T truncated to k eigenpairs,
+
+    whitener  W = diag(lam)^(-1/2) U^T     (k, s)
+    factor    G = W R_S:                   (k, m)
+    y = W z_S  ~  N(0, noise I + N G diag(f) G^T)
+
+W and G depend on the LD alone, so they are computed once and serve every trait, network and epoch. Both are rotated
+so that G G^T is diagonal, which makes the likelihood's covariance nearly diagonal: the solvers rely on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from deepwas.errors import InputError
+
+__all__ = ["LDBlock"]
+
+
+@dataclass(frozen=True, eq=False)
+class LDBlock:
+    """Whitened LD of one block.
+
+    factor: (k, m), G = W R_S:, with G G^T diagonal and descending.
+    whitener: (k, s), W with W R_SS W^T = I.
+    eigenvalues: (k,), the eigenvalues of R_SS that are kept, descending, float64.
+    scored: (m,) bool, the variants whose z-scores enter the likelihood.
+    """
+
+    factor: NDArray[Any]
+    whitener: NDArray[Any]
+    eigenvalues: NDArray[np.float64]
+    scored: NDArray[np.bool_]
+
+    @property
+    def k(self) -> int:
+        """Number of eigen-directions kept: the length of the whitened z-scores."""
+        return self.factor.shape[0]
+
+    @property
+    def m(self) -> int:
+        """Number of candidate causal variants."""
+        return self.factor.shape[1]
+
+    @property
+    def s(self) -> int:
+        """Number of scored variants."""
+        return self.whitener.shape[1]
+
+    @classmethod
+    def from_correlation(
+        cls,
+        R: ArrayLike,
+        scored: ArrayLike | None = None,
+        eigenvalue_floor: float = 1e-4,
+        variance_kept: float | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> LDBlock:
+        """Decompose a correlation matrix, in float64, into whitener and factor.
+
+        R: (m, m) LD correlation, symmetric, unit diagonal.
+        scored: (m,) bool, or None for all. Variants outside it may be causal, but have no z-score.
+        eigenvalue_floor: eigenvalues of R_SS above it are kept.
+        variance_kept: if given, in (0, 1], the fewest eigenvalues that reach this share of the trace of R_SS are kept
+            instead (never one at or below rounding error).
+        dtype: of factor and whitener; by default that of R if JAX runs in 64 bits, else float32.
+
+        Raises InputError for a matrix that is not a finite correlation matrix, and when no eigenvalue remains.
+        """
+        given = np.asarray(R)
+        matrix = _checked_correlation(given)
+        mask = _checked_mask(scored, len(matrix))
+        if not eigenvalue_floor >= 0 or (variance_kept is not None and not 0 < variance_kept <= 1):
+            raise InputError(
+                f"eigenvalue_floor must be >= 0 and variance_kept in (0, 1]; got {eigenvalue_floor}, {variance_kept}."
+            )
+        inside = matrix[np.ix_(mask, mask)]
+        values, vectors = _eigh_descending(inside)
+        keep = _kept(values, eigenvalue_floor, variance_kept)
+        values, vectors = values[:keep], vectors[:, :keep]
+        whitener = vectors.T / np.sqrt(values)[:, None]
+        if mask.all():
+            factor = vectors.T * np.sqrt(values)[:, None]
+        else:
+            whitener, factor = _rotate(whitener, whitener @ matrix[mask])
+        kind = _default_dtype(given.dtype) if dtype is None else np.dtype(dtype)
+        return cls(factor.astype(kind), whitener.astype(kind), values, mask)
+
+    @classmethod
+    def from_factor(cls, factor: ArrayLike, eigenvalues: ArrayLike) -> LDBlock:
+        """The block whose variants are all scored, from G = diag(lam)^(1/2) U^T (k, m) and lam (k,): W = G / lam."""
+        G = np.asarray(factor)
+        values = np.asarray(eigenvalues, dtype=np.float64)
+        if G.ndim != 2 or values.shape != G.shape[:1] or not (values > 0).all():
+            raise InputError(f"a factor (k, m) and k positive eigenvalues are needed; got {G.shape}, {values.shape}.")
+        whitener = (G / values[:, None]).astype(G.dtype)
+        return cls(G, whitener, values, np.ones(G.shape[1], dtype=bool))
+
+    def restrict(self, observed: ArrayLike, relative_sample_size: ArrayLike | None = None) -> LDBlock:
+        """The block of a trait that has z-scores for some variants only, or with unequal sample sizes.
+
+        observed: (m,) bool. The others stay candidate causal variants; no z-score is invented for them.
+        relative_sample_size: (m,), N_j / N for the observed variants (others ignored), or None for equal ones. Then
+            z = diag(sqrt N_S) R_S: beta + e with e ~ N(0, noise R_SS), so G becomes W diag(sqrt(N_S / N)) R_S:.
+
+        The LD is what the block holds, R = G^T G: with G_S = P diag(s) Q^T, R_SS = Q diag(s^2) Q^T, so the new
+        whitener is diag(1/s) Q^T, without needing the full matrix. Directions whose eigenvalue falls below half of the
+        smallest one kept so far (in proportion to the share of variants observed) have lost their support and are
+        dropped. Defined for blocks whose variants are all scored.
+        """
+        if not self.scored.all():
+            raise InputError("this block is restricted already: restrict the block whose variants are all scored.")
+        mask = _checked_mask(observed, self.m)
+        if mask.all() and relative_sample_size is None:
+            return self
+        G = self.factor.astype(np.float64)
+        inside = G[:, mask]
+        squares, P = _eigh_descending(inside @ inside.T)
+        floor = 0.5 * float(self.eigenvalues[-1]) * inside.shape[1] / self.m
+        keep = _kept(squares, floor, None)
+        squares, P = squares[:keep], P[:, :keep]
+        whitener = (P.T @ inside) / squares[:, None]
+        if relative_sample_size is None:
+            factor = P.T @ G
+        else:
+            given = np.asarray(relative_sample_size, dtype=np.float64)
+            if given.shape != (self.m,):
+                raise InputError(f"relative_sample_size has shape {given.shape}; ({self.m},) is expected.")
+            ratio = given[mask]
+            if not (np.isfinite(ratio) & (ratio > 0)).all():
+                raise InputError("relative sample sizes of observed variants must be positive and finite.")
+            factor = (whitener * np.sqrt(ratio)) @ (inside.T @ G)
+        whitener, factor = _rotate(whitener, factor)
+        kind = self.factor.dtype
+        return LDBlock(factor.astype(kind), whitener.astype(kind), squares, mask)
+
+    def whiten(self, z: Any) -> Any:
+        """y = W z_S: (s,) z-scores of the scored variants, or (s, t) for t traits, to (k,) or (k, t)."""
+        if np.shape(z)[:1] != (self.s,):
+            raise InputError(f"z has shape {np.shape(z)}; the block scores {self.s} variants.")
+        if type(z).__module__.startswith("jax"):
+            import jax
+            import jax.numpy as jnp
+
+            return jnp.matmul(self.device_whitener, z, precision=jax.lax.Precision.HIGHEST)
+        return self.whitener @ np.asarray(z, dtype=self.whitener.dtype)
+
+    @cached_property
+    def device_factor(self) -> Any:
+        """The factor as a JAX array, transferred once."""
+        import jax
+        import jax.numpy as jnp
+
+        with jax.ensure_compile_time_eval():  # first used inside jit, it would keep that trace's value
+            return jnp.asarray(self.factor)
+
+    @cached_property
+    def device_whitener(self) -> Any:
+        """The whitener as a JAX array, transferred once."""
+        import jax
+        import jax.numpy as jnp
+
+        with jax.ensure_compile_time_eval():  # first used inside jit, it would keep that trace's value
+            return jnp.asarray(self.whitener)
+
+
+def _default_dtype(given: np.dtype) -> np.dtype:
+    """The input's dtype when JAX runs in 64 bits, else float32."""
+    import jax
+
+    wide = jax.config.read("jax_enable_x64")
+    return (
+        np.dtype(given) if wide and np.issubdtype(given, np.floating) else np.dtype(np.float32 if not wide else float)
+    )
+
+
+def _checked_correlation(R: NDArray[Any]) -> NDArray[np.float64]:
+    if R.ndim != 2 or R.shape[0] != R.shape[1] or not len(R):
+        raise InputError(f"the LD matrix must be square and not empty; its shape is {R.shape}.")
+    matrix = R.astype(np.float64)
+    bad = ~np.isfinite(matrix)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise InputError(
+            f"the LD matrix holds {matrix[row, column]} at row {row}, column {column} ({int(bad.sum()):,} such). "
+            "A variant that does not vary in the panel has no correlation: drop it first."
+        )
+    tolerance = 1e-3
+    off = np.abs(np.diagonal(matrix) - 1)
+    if off.max() > tolerance:
+        where = int(off.argmax())
+        found = matrix[where, where]
+        hint = " Some releases store half of the matrix with the diagonal at 0.5: use M + M^T." if found == 0.5 else ""
+        raise InputError(f"the LD matrix has {found:.6g} on its diagonal (variant {where}), not 1.{hint}")
+    skew = np.abs(matrix - matrix.T).max()
+    if skew > tolerance:
+        raise InputError(f"the LD matrix is not symmetric (largest difference {skew:.3g}): is it one triangle only?")
+    return (matrix + matrix.T) / 2
+
+
+def _checked_mask(scored: ArrayLike | None, m: int) -> NDArray[np.bool_]:
+    if scored is None:
+        return np.ones(m, dtype=bool)
+    mask = np.asarray(scored)
+    if mask.dtype != bool or mask.shape != (m,):
+        raise InputError(f"the mask of variants must be bool of shape ({m},); got {mask.dtype} of shape {mask.shape}.")
+    if not mask.any():
+        raise InputError("no variant of the block is scored: leave the block out.")
+    return mask
+
+
+def _eigh_descending(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenpairs, largest first, each vector's largest component positive so that equal input gives equal output."""
+    values, vectors = np.linalg.eigh(matrix)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
+    return values, vectors * signs
+
+
+def _kept(values: NDArray[np.float64], floor: float, variance_kept: float | None) -> int:
+    """How many leading eigenvalues to keep."""
+    rounding = len(values) * np.finfo(np.float64).eps * max(float(values[0]), 0.0)
+    if variance_kept is None:
+        count = int((values > max(floor, rounding)).sum())
+    else:
+        positive = values[values > rounding]
+        share = np.cumsum(positive) / positive.sum()
+        count = int(np.searchsorted(share, variance_kept * (1 - 1e-12)) + 1)
+        count = min(count, len(positive))
+    if not count:
+        raise InputError(
+            f"no eigenvalue of the LD matrix is above the floor {floor:.4g} (the largest is {values[0]:.4g}). "
+            "Give a lower eigenvalue floor, or larger blocks."
+        )
+    return count
+
+
+def _rotate(
+    whitener: NDArray[np.float64], factor: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rotate both so that factor @ factor.T is diagonal, descending: P^T W and P^T G, P the eigenvectors of G G^T.
+
+    P is orthogonal to rounding whatever the conditioning, so y = P^T W z keeps its density exactly.
+    """
+    _, P = _eigh_descending(factor @ factor.T)
+    return P.T @ whitener, P.T @ factor

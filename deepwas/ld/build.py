@@ -1,0 +1,207 @@
+"""Building an LD store: filter a PLINK panel, cut it into blocks, whiten and write each block."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from deepwas import __version__
+from deepwas.errors import InputError
+from deepwas.files import require_file, require_parent, sha256
+from deepwas.genotypes import PlinkPanel, open_plink, standardise
+from deepwas.ld import layout
+from deepwas.ld.block import LDBlock
+from deepwas.ld.options import LDOptions
+from deepwas.ld.plan import Advance, BlockPlan, plan_blocks
+from deepwas.ld.store import LDStore, open_ld
+from deepwas.partition import adjusted_r2
+from deepwas.tally import Tally
+
+
+def build_ld(
+    genotypes: str | os.PathLike[str] | PlinkPanel,
+    out: str | os.PathLike[str],
+    options: LDOptions,
+    *,
+    progress: Advance | None = None,
+) -> LDStore:
+    """Compute the LD of a PLINK panel, block by block, and write it as an HDF5 store; returns it, opened.
+
+    genotypes: prefix of a PLINK 1 panel, or an opened one.  progress(done, total): in variants.
+
+    Model: R = X'X / n within a block, X (n, m) standardised genotypes, missing ones at the mean; 0
+    between blocks. Per variant: the frequency of A1, and the LD score
+    l_j = sum_k r2_jk - (1 - r2_jk) / (n - 2)  over its block, its own term 1, R before shrinkage. Memory:
+    the genotypes of one block and a few (m, m) matrices.
+
+    The file is written as `.NAME.partial` beside `out` and renamed at the end. After an interruption the
+    same command takes up the finished blocks of that file, if inputs and options are the same. Wrong input
+    raises InputError and leaves nothing behind. What was dropped, by reason, is in
+    `store.attributes["provenance"]["tally"]`.
+    """
+    target = require_parent(out)
+    if options.blocks is not None:
+        require_file(options.blocks, "a BED file of LD blocks")
+    panel = genotypes if isinstance(genotypes, PlinkPanel) else open_plink(genotypes)
+    tally = Tally()
+    tally.extend(panel.tally)
+    plan = plan_blocks(panel, options, tally, progress)
+    inputs = [*panel.paths, *([] if options.blocks is None else [options.blocks])]
+    provenance = {
+        "command": "build_ld",
+        "inputs": [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in inputs],
+        "tally": tally.as_list(),
+        "r2_total": plan.r2_total,
+        "r2_cut": plan.r2_cut,
+    }
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        _write(partial, panel, plan, options, provenance, progress)
+    except InputError as error:
+        if not isinstance(error, _InUseError):
+            partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, target)
+    return open_ld(target)
+
+
+class _InUseError(InputError):
+    """Another process writes the same partial file."""
+
+
+def _correlation(genotypes: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """X'X / n in float64 with a unit diagonal, X (n, m) standardised."""
+    m = genotypes.shape[1]
+    product = np.zeros((m, m))
+    # People in pieces, so that the float64 copy stays small beside the genotypes.
+    for start in range(0, genotypes.shape[0], 16_384):
+        piece = genotypes[start : start + 16_384].astype(np.float64)
+        product += piece.T @ piece
+    scale = 1.0 / np.sqrt(np.diagonal(product))
+    product *= scale[:, None] * scale[None, :]
+    np.fill_diagonal(product, 1.0)
+    return product
+
+
+def _write(
+    partial: Path,
+    panel: PlinkPanel,
+    plan: BlockPlan,
+    options: LDOptions,
+    provenance: dict[str, Any],
+    progress: Advance | None,
+) -> None:
+    digest = layout.variants_digest(plan.variants)
+    identity = json.dumps([__version__, options.as_dict(), provenance["inputs"], digest])
+    n_blocks, m = len(plan.boundaries) - 1, len(plan.rows)
+    with _open_partial(partial, hashlib.sha256(identity.encode()).hexdigest(), plan.variants) as handle:
+        digests = []
+        for index in range(n_blocks):
+            if not _is_finished(handle, index):
+                _write_block(handle, index, panel, plan, options)
+                handle.flush()
+            digests.append(handle[layout.block_name(index)].attrs["sha256"])
+            if progress is not None:
+                done = int(plan.boundaries[index + 1])
+                progress(done if options.blocks is not None else (m + done) // 2, m)
+        attributes = {
+            "format": layout.FORMAT,
+            "format_version": layout.FORMAT_VERSION,
+            "deepwas_version": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "genome_build": options.build,
+            "n_samples": panel.n_samples,
+            "n_variants": m,
+            "n_blocks": n_blocks,
+            "whitener": "implied",
+            "options": json.dumps(options.as_dict()),
+            "provenance": json.dumps(provenance),
+            "checksum": layout.content_checksum(digest, digests),
+        }
+        del handle.attrs["identity"]
+        for name, value in attributes.items():
+            handle.attrs[name] = value
+    with open(partial, "rb") as written:
+        os.fsync(written.fileno())
+
+
+def _open_partial(path: Path, identity: str, variants: pl.DataFrame) -> Any:
+    """The partial file of an interrupted build if it is sound and has the same identity, else a new one."""
+    import h5py
+
+    if path.exists():
+        try:
+            handle = h5py.File(path, "r+")
+            if handle.attrs.get("identity") == identity:
+                return handle
+            handle.close()
+        except BlockingIOError as error:
+            raise _InUseError(
+                f"{path}: another process is building this store. Wait for it, or choose another output."
+            ) from error
+        except (OSError, RuntimeError):
+            pass  # cut off in the middle of a write: nothing in it can be trusted
+        path.unlink()
+    handle = h5py.File(path, "w")
+    layout.write_variants(handle, variants)
+    handle.attrs["identity"] = identity
+    handle.flush()
+    return handle
+
+
+def _is_finished(handle: Any, index: int) -> bool:
+    """Whether a block is there with the checksum it was written with; what is there otherwise is removed."""
+    name = layout.block_name(index)
+    if name not in handle:
+        return False
+    try:
+        if handle[name].attrs["sha256"] == layout.block_digest(handle, index):
+            return True
+    except (KeyError, OSError, RuntimeError):
+        pass  # unfinished when the build was interrupted
+    del handle[name]
+    return False
+
+
+def _write_block(handle: Any, index: int, panel: PlinkPanel, plan: BlockPlan, options: LDOptions) -> None:
+    began = time.perf_counter()
+    start, stop = int(plan.boundaries[index]), int(plan.boundaries[index + 1])
+    m, n = stop - start, panel.n_samples
+    R = _correlation(standardise(panel.read(plan.rows[start:stop])).genotypes)
+    finite = np.isfinite(R).all(axis=1)
+    if not finite.all():
+        name = plan.variants["SNP"][start + int(np.flatnonzero(~finite)[0])]
+        raise InputError(
+            f"{panel.prefix}: block {index}: the correlations of variant {name} are not finite. "
+            "Remove the variant from the panel: plink2 --exclude"
+        )
+    adjusted = adjusted_r2(R, n)
+    ld_scores = adjusted.sum(axis=1) - np.diagonal(adjusted) + 1.0
+    if options.shrinkage > 0:
+        R *= 1 - options.shrinkage
+        np.fill_diagonal(R, 1.0)
+    floor = options.floor(m, n)
+    try:
+        block = LDBlock.from_correlation(
+            R, eigenvalue_floor=floor, variance_kept=options.variance_kept, dtype=np.dtype(options.dtype)
+        )
+    except InputError as error:
+        raise InputError(f"{panel.prefix}: block {index} ({plan.variants['SNP'][start]} and on): {error}") from error
+    attributes = {
+        "start": start,
+        "stop": stop,
+        "eigenvalue_floor": floor,
+        "eigenvalue_total": float(m),
+        "variance_kept": float(block.eigenvalues.sum() / m),
+        "seconds": time.perf_counter() - began,
+    }
+    layout.write_block(handle, index, block.factor, block.eigenvalues, ld_scores, attributes)

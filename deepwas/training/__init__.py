@@ -1,0 +1,1 @@
+"""Training of the prior: data, the constant baseline, sections of the genome, and the loop."""

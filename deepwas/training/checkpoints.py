@@ -1,0 +1,115 @@
+"""Saving and restoring training state with Orbax, and the metrics table beside it."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Checkpoints", "Metrics", "load_tree", "save_tree"]
+
+
+class Checkpoints:
+    """The newest states of one training run, in `folder`. Orbax writes each beside and renames it into place.
+
+    A state is a pytree of arrays; the step is its name.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        import orbax.checkpoint as ocp
+
+        self.folder = folder.resolve()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any) -> None:
+        """Write a state; returns when it is on disk."""
+        import orbax.checkpoint as ocp
+
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Read the state of a step into the structure, shapes and dtypes of `like`."""
+        import jax
+        import orbax.checkpoint as ocp
+
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def close(self) -> None:
+        """Release the manager's threads."""
+        self._manager.close()
+
+    def remove(self) -> None:
+        """Close, and delete the folder: the run is finished and its result is saved elsewhere."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def save_tree(folder: Path, tree: Any) -> None:
+    """Write one pytree of arrays to a folder of its own, replacing what is there."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(folder.resolve(), tree, force=True)
+
+
+def load_tree(folder: Path, like: Any) -> Any:
+    """Read what `save_tree` wrote into the structure of `like`."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(folder.resolve(), abstract)
+
+
+class Metrics:
+    """A CSV table of training metrics that survives interruption: one row an evaluation, flushed as it is written."""
+
+    COLUMNS = (
+        "step",
+        "train_loss",
+        "validation_log_likelihood",
+        "validation_gain",
+        "noise",
+        "learning_rate",
+        "gradient_norm",
+        "residual",
+        "solver",
+    )
+
+    def __init__(self, path: Path, *, resume_after: int | None):
+        """Start the table at `path`; to resume after a checkpoint, keep the rows up to its step."""
+        kept: list[list[str]] = []
+        if resume_after is not None and path.exists():
+            with open(path, newline="", encoding="utf-8") as handle:
+                rows = list(csv.reader(handle))[1:]
+            kept = [r for r in rows if len(r) == len(self.COLUMNS) and int(r[0]) <= resume_after]
+        partial = path.with_name(f".{path.name}.partial")
+        with open(partial, "w", newline="", encoding="utf-8") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(self.COLUMNS)
+            writer.writerows(kept)
+        partial.replace(path)
+        self._handle = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._writer = csv.writer(self._handle)
+
+    def add(self, **values: Any) -> None:
+        """Append one row."""
+        self._writer.writerow([_text(values[name]) for name in self.COLUMNS])
+        self._handle.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+
+def _text(value: Any) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

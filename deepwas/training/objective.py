@@ -1,0 +1,84 @@
+"""What training maximises, batched over blocks of one shape: the full likelihood, or the LD score objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from deepwas.likelihood.cg import cg_log_density
+from deepwas.likelihood.exact import exact_log_density
+from deepwas.likelihood.ldscore import ld_score_loss, ld_score_weights
+from deepwas.training.data import Bucket
+
+__all__ = ["Solve", "ld_score_terms", "likelihood_terms"]
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@dataclass(frozen=True)
+class Solve:
+    """How blocks of one shape are solved in training; hashable, since each choice is compiled once.
+
+    solver: 'cholesky' or 'cg'.  probes, rtol, max_steps: of CG.
+    """
+
+    solver: Literal["cholesky", "cg"]
+    probes: int = 16
+    rtol: float = 1e-2
+    max_steps: int = 16
+
+
+def likelihood_terms(bucket: Bucket, f: Array, noise: Array, key: Array, solve: Solve) -> tuple[Array, Array]:
+    """Log-likelihood (B,) of each block and the relative residual (B,) of its solve (0 for Cholesky).
+
+    f: (B, m) effect variances.  noise: scalar.  key: of the probes; each block has its own signs, the same at every
+    step, so that training curves are smooth.
+    """
+    c = bucket.sample_size[:, None] * f * bucket.present
+    if solve.solver == "cholesky":
+        values = jax.vmap(exact_log_density, in_axes=(0, 0, 0, None, 0))(
+            bucket.whitened, bucket.factor, c, noise, bucket.real
+        )
+        return values, jnp.zeros_like(values)
+    k = bucket.factor.shape[1]
+
+    def signs(member: Array) -> Array:
+        return jax.random.rademacher(jax.random.fold_in(key, member), (solve.probes, k), c.dtype)
+
+    def density(y: Array, factor: Array, c: Array, noise: Array, real: Array, probes: Array) -> Any:
+        return cg_log_density(y, factor, c, noise, real, probes, solve.rtol, solve.max_steps)
+
+    values, found = jax.vmap(density, in_axes=(0, 0, 0, None, 0, 0))(
+        bucket.whitened, bucket.factor, c, noise, bucket.real, jax.vmap(signs)(bucket.member)
+    )
+    return values, found.residual
+
+
+def ld_score_terms(
+    bucket: Bucket, f: Array, noise: Array, *, n_panel: float, constant: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """Minus the weighted squared error (B,) of LD score regression in each block, and zeros.
+
+    r^2 comes from the block's LD, R = G^T G (exact where all variants are scored with equal N, close to it otherwise),
+    adjusted for a panel of n_panel people; weights are those of S-LDSC under the constant prior (effect variance,
+    noise).
+    """
+
+    def one(block: Bucket, f: Array) -> Array:
+        R = jnp.matmul(block.factor.T, block.factor, precision=_HIGHEST)
+        squared = R**2 - (1 - R**2) / (n_panel - 2)
+        squared = squared * block.present[:, None] * block.present[None, :]
+        scores = jnp.sum(squared, axis=1)
+        expected = constant[1] + block.sample_size * constant[0] * scores
+        weights = ld_score_weights(scores, expected) * block.observed
+        loss = ld_score_loss(
+            block.z, squared, f * block.present, sample_size=block.sample_size, noise=noise, weights=weights
+        )
+        return -loss * jnp.sum(weights)
+
+    values = jax.vmap(one)(bucket, f)
+    return values, jnp.zeros_like(values)

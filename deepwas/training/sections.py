@@ -1,0 +1,65 @@
+"""Sections of the genome: contiguous sets of LD blocks for training, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwas.errors import InputError
+
+__all__ = ["Rotation", "make_rotations", "split_sections"]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """One assignment of blocks: indices of the training, validation and test blocks."""
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def split_sections(chromosomes: Sequence[str], sizes: Sequence[int], folds: int) -> NDArray[np.int64]:
+    """Section number of each block, (n_blocks,), 0 to folds - 1, contiguous in genome order and about equal in size.
+
+    chromosomes: of each block, in genome order.  sizes: of each block, for balance.  Whole chromosomes stay together
+    when there are at least as many as folds; otherwise sections are runs of blocks.
+    """
+    if folds < 3:
+        raise InputError(f"folds is {folds}; at least 3 are needed: training, validation and test.")
+    names, unit = np.unique(np.asarray(chromosomes), return_inverse=True)
+    starts = np.flatnonzero(np.diff(unit, prepend=-1))
+    if len(starts) != len(names):
+        raise InputError("the LD blocks are not in genome order: a chromosome's blocks must follow one another.")
+    if len(names) < folds:
+        starts = np.arange(len(sizes))
+    if len(starts) < folds:
+        raise InputError(
+            f"{len(starts)} LD block(s) cannot make {folds} sections for training, validation and test. "
+            "Give fewer folds, smaller blocks or more of the genome."
+        )
+    weight = np.add.reduceat(np.asarray(sizes, dtype=np.float64), starts)
+    middle = np.cumsum(weight) - weight / 2
+    section = np.minimum((folds * middle / weight.sum()).astype(np.int64), folds - 1)
+    # Very unequal units could leave a section empty: number the sections so that each gets at least one unit.
+    for i in range(1, len(section)):
+        section[i] = min(max(section[i], section[i - 1]), section[i - 1] + 1)
+    section -= section[0]
+    for i in range(len(section)):
+        section[i] = max(section[i], folds - (len(section) - i))
+    return np.repeat(section, np.diff(np.append(starts, len(sizes))))
+
+
+def make_rotations(section: NDArray[np.int64]) -> list[Rotation]:
+    """Rotation r tests on section r and validates on the next; so each block is tested exactly once, by a network that
+    saw it neither in training nor in early stopping."""
+    folds = int(section.max()) + 1
+    out = []
+    for r in range(folds):
+        validation = (r + 1) % folds
+        train = np.flatnonzero((section != r) & (section != validation))
+        out.append(Rotation(train, np.flatnonzero(section == validation), np.flatnonzero(section == r)))
+    return out

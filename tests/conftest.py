@@ -1,0 +1,16 @@
+"""Tests run in float64, with warnings as errors (pyproject.toml) and strict rank promotion."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def float32():
+    """Run one test without x64, as users do."""
+    with jax.enable_x64(False):
+        yield
