@@ -1,4 +1,4 @@
-"""Problems whose truth is known: coalescent LD, annotations that matter non-linearly, and z-scores drawn from the model.
+"""Problems whose truth is known: coalescent LD, annotations that matter non-linearly, z-scores drawn from the model.
 
 Everything is drawn from seeds, so equal arguments give equal problems.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ def fit(
     result = job.run()
     if folder is not None:
         result.save(folder)
+        for checkpoints in folder.glob("rotation_*/checkpoints"):
+            shutil.rmtree(checkpoints)
     return result
 
 
@@ -351,8 +354,9 @@ class _Job:
             "test_log_likelihood_constant": before.tolist(),
             "test_log_likelihood": after.tolist(),
         }
-        log_f = predict_log_variance(trained.network, values)
-        return {"record": record, "log_f": log_f, "network": trained.network, "standardiser": standardiser}
+        network = trained.best.network()
+        log_f = predict_log_variance(network, values)
+        return {"record": record, "log_f": log_f, "network": network, "standardiser": standardiser}
 
     def _assemble(self, outcomes: list[dict[str, Any]]) -> Fit:
         """The table of variants with their priors, and the `Fit` around it."""

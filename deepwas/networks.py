@@ -25,6 +25,10 @@ __all__ = ["LinearPrior", "MLPPrior", "NetworkName", "make_network", "predict_lo
 NetworkName = Literal["constant", "linear", "softplus", "mlp"]
 
 
+class Held(nnx.Variable):
+    """An array of a network that is not trained."""
+
+
 class LinearPrior(nnx.Module):
     """Log-linear or softplus-linear effect variance.
 
@@ -37,16 +41,16 @@ class LinearPrior(nnx.Module):
 
     def __init__(self, n_features: int, log_base: float, *, link: Literal["log", "softplus"], rngs: nnx.Rngs):
         self.link = link
-        self.log_base = float(log_base)
+        self.log_base = Held(jnp.asarray(log_base, jnp.float32))
         zeros = nnx.initializers.zeros_init()
         self.output = nnx.Linear(n_features, 1, kernel_init=zeros, bias_init=zeros, rngs=rngs)
 
     def __call__(self, features: Array) -> Array:
         score = self.output(features)[..., 0]
         if self.link == "log":
-            return self.log_base + score
+            return self.log_base[...] + score
         one = math.log(math.e - 1)
-        return self.log_base + jnp.log(jax.nn.softplus(one + score))
+        return self.log_base[...] + jnp.log(jax.nn.softplus(one + score))
 
 
 class MLPPrior(nnx.Module):
@@ -56,7 +60,7 @@ class MLPPrior(nnx.Module):
     """
 
     def __init__(self, n_features: int, log_base: float, *, hidden: Sequence[int], rngs: nnx.Rngs):
-        self.log_base = float(log_base)
+        self.log_base = Held(jnp.asarray(log_base, jnp.float32))
         widths = [n_features, *hidden]
         self.layers = nnx.List(
             [nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(widths)],
@@ -68,7 +72,7 @@ class MLPPrior(nnx.Module):
         hidden = features
         for layer in self.layers:
             hidden = jax.nn.silu(layer(hidden))
-        return self.log_base + self.output(hidden)[..., 0]
+        return self.log_base[...] + self.output(hidden)[..., 0]
 
 
 def make_network(

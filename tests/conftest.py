@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Two test processes share two cores: threads of BLAS on top of that cost tenfold.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import pytest
 

@@ -144,11 +144,17 @@ def simulated_trait(
     f = rng.exponential(size=m) * (0.5 / m if mean_c is None else mean_c / sample_size)
     mean = 0.5 * np.sqrt(f) * rng.standard_normal(m) if with_mean else np.zeros(m)
     beta = mean + np.sqrt(f) * rng.standard_normal(m)
-    values, vectors = np.linalg.eigh(R)
-    error = vectors @ (np.sqrt(np.maximum(values, 0) * noise) * rng.standard_normal(m))
+    error = np.sqrt(noise) * root(R.tobytes(), m) @ rng.standard_normal(m)
     z = np.sqrt(sample_size) * R @ beta + error
     mask = np.ones(m, dtype=bool) if scored is None else scored
     return Trait(R, mask, z[mask], f, float(sample_size), float(noise), mean)
+
+
+@cache
+def root(R: bytes, m: int) -> np.ndarray:
+    """A square root of R, given by its float64 bytes so that it is computed once per matrix."""
+    values, vectors = np.linalg.eigh(np.frombuffer(R).reshape(m, m))
+    return vectors * np.sqrt(np.maximum(values, 0))
 
 
 def third(m: int, rng: np.random.Generator) -> np.ndarray:

@@ -116,7 +116,7 @@ def test_restrict_gives_the_density_of_the_observed_scores(kind, observed_share)
     value = log_likelihood(block, trait.z, trait.f, sample_size=1e4, solver="cholesky")
     assert value == pytest.approx(dense.log_density(block.whitener, held), rel=1e-9)
 
-    # The whole block holds R itself: the same density as from the matrix with the floor of `restrict`, in other coordinates.
+    # The whole block holds R itself: the density is that of the matrix with the floor of `restrict`.
     floor = 0.5 * whole.eigenvalues[-1] * observed.sum() / 40
     direct = LDBlock.from_correlation(R, observed, eigenvalue_floor=floor)
     assert (block.k, block.s) == (direct.k, direct.s)

@@ -39,13 +39,13 @@ class ScaleFit:
     """Maximum-likelihood scale of a prior's shape, and noise.
 
     log_scale: log of the factor on the prior.  noise: sigma2.  log_likelihood: in nats, constants included.
-    at_bound: whether the scale ran into its lower bound: no heritability was found.
+    no_signal: whether the scale went to 0, adding less than 1e-4 of the noise to the mean variance.
     """
 
     log_scale: float
     noise: float
     log_likelihood: float
-    at_bound: bool
+    no_signal: bool
 
 
 def spectrum(factor: NDArray[Any], y: NDArray[Any], c: NDArray[Any] | float) -> Spectrum:
@@ -104,11 +104,11 @@ def fit_scale(blocks: Sequence[Spectrum], *, noise: float | None, start: tuple[f
 
     first = [start[0]] + ([np.log(start[1])] if noise is None else [])
     bounds = [(low, high)] + ([_LOG_NOISE_BOUNDS] if noise is None else [])
-    found = minimize(
-        objective, first, jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-6}
-    )
+    options = {"ftol": 1e-15, "gtol": 1e-9 * len(signal)}
+    found = minimize(objective, first, jac=True, bounds=bounds, method="L-BFGS-B", options=options)
     sigma2 = float(np.exp(found.x[1])) if noise is None else noise
-    return ScaleFit(float(found.x[0]), sigma2, -float(found.fun), bool(found.x[0] <= low + 1e-6))
+    silent = bool(np.exp(found.x[0]) * signal.mean() < 1e-4 * sigma2)
+    return ScaleFit(float(found.x[0]), sigma2, -float(found.fun), silent)
 
 
 def jackknife_scale(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +45,6 @@ class Checkpoints:
         """Release the manager's threads."""
         self._manager.close()
 
-    def remove(self) -> None:
-        """Close, and delete the folder: the run is finished and its result is saved elsewhere."""
-        self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def save_tree(folder: Path, tree: Any) -> None:
     """Write one pytree of arrays to a folder of its own, replacing what is there."""
@@ -71,7 +65,10 @@ def load_tree(folder: Path, like: Any) -> Any:
 
 
 class Metrics:
-    """A CSV table of training metrics that survives interruption: one row an evaluation, flushed as it is written."""
+    """A CSV table of training metrics that survives interruption: one row an evaluation, flushed as it is written.
+
+    gains: (step, validation gain) of the rows kept from before an interruption.
+    """
 
     COLUMNS = (
         "step",
@@ -92,6 +89,8 @@ class Metrics:
             with open(path, newline="", encoding="utf-8") as handle:
                 rows = list(csv.reader(handle))[1:]
             kept = [r for r in rows if len(r) == len(self.COLUMNS) and int(r[0]) <= resume_after]
+        gain = self.COLUMNS.index("validation_gain")
+        self.gains = [(int(r[0]), float(r[gain])) for r in kept]
         partial = path.with_name(f".{path.name}.partial")
         with open(partial, "w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
@@ -112,4 +111,4 @@ class Metrics:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) else str(value)

@@ -41,7 +41,7 @@ def scale_heritability(spectra: Sequence[Spectrum], variants: int, start: float,
         "noise_learned": noise is None,
         "effect_variance": h2 / variants,
         "log_likelihood": found.log_likelihood,
-        "at_bound": found.at_bound,
+        "no_signal": found.no_signal,
         "standard_error_of": f"jackknife of the constant prior over {len(spectra)} LD blocks, scale"
         + (" and noise refitted" if noise is None else " refitted"),
     }

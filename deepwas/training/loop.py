@@ -8,6 +8,7 @@ the step, so that a resumed run repeats an uninterrupted one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from deepwas.errors import DeepwasError
+from deepwas.files import read_json, write_json
 from deepwas.likelihood.api import choose_solver
 from deepwas.options import FitOptions
 from deepwas.training.checkpoints import Checkpoints, Metrics
@@ -35,31 +37,81 @@ _MOST_STEPS = 128
 _TRUSTED = 10.0  # times rtol: an update whose solve has a greater residual is left out
 
 
+Batch = tuple[int, NDArray[np.int64], NDArray[np.float32]]
+
+
 class Point(NamedTuple):
-    """A network and noise as arrays: `graph` is the network's static part, `parameters` what is trained."""
+    """A network and noise as arrays.
+
+    graph: the network's static part, the same for all that are built alike.  held: its arrays that are not trained.
+    parameters: what is trained: the network's weights, and the log of the noise if it is learned.
+    """
 
     graph: nnx.GraphDef
+    held: nnx.State
     parameters: dict[str, Any]
+
+    @classmethod
+    def of(cls, network: nnx.Module, log_noise: float | None) -> Point:
+        """Split a network; log_noise None if the noise is not trained."""
+        graph, weights, held = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
+        parameters: dict[str, Any] = {"network": weights}
+        if log_noise is not None:
+            parameters["log_noise"] = jnp.asarray(log_noise, jnp.float32)
+        return cls(graph, held, parameters)
+
+    def network(self) -> Any:
+        """The network put together again."""
+        return nnx.merge(self.graph, self.parameters["network"], self.held)
 
 
 @dataclass
 class Trained:
     """The outcome of one training run.
 
-    start: the constant prior it started from.  best: at the step with the best validation log-likelihood; `network` and
-    `noise` (sigma2) are read from it.
-    best_step, last_step: 0 is the constant prior it started from.  validation_gain: over that start, in nats.
+    start: the constant prior it started from.  best: at the step with the best validation log-likelihood.
+    noise: sigma2 of best.  best_step, last_step: 0 is the start.  validation_gain: over the start, in nats.
     events: what the solver had to change, and why the run stopped.
     """
 
     start: Point
     best: Point
-    network: Any
     noise: float
     best_step: int
     last_step: int
     validation_gain: float
-    events: list[str] = field(default_factory=list)
+    events: list[str]
+
+
+@dataclass
+class _State:
+    """What changes while training, and is checkpointed."""
+
+    parameters: dict[str, Any]
+    optimiser: Any
+    best: dict[str, Any]
+    solves: list[Solve]
+    best_value: float = 0.0
+    best_step: int = 0
+    step: int = 0
+    events: list[tuple[int, str]] = field(default_factory=list)
+
+    _TREES = ("parameters", "optimiser", "best")
+
+    def tree(self) -> dict[str, Any]:
+        """Plain lists of arrays, so that a checkpoint's layout does not hang on the classes of Flax and Optax."""
+        tree: dict[str, Any] = {name: jax.tree.leaves(getattr(self, name)) for name in self._TREES}
+        tree["solves"] = np.array([[s.solver == "cholesky", s.max_steps] for s in self.solves], dtype=np.int32)
+        return tree
+
+    def restore(self, step: int, tree: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds."""
+        for name in self._TREES:
+            structure = jax.tree.structure(getattr(self, name))
+            setattr(self, name, jax.tree.unflatten(structure, [jnp.asarray(x) for x in tree[name]]))
+        self.step = step
+        for b, (exact, steps) in enumerate(np.asarray(tree["solves"])):
+            self.solves[b] = replace(self.solves[b], solver="cholesky" if exact else "cg", max_steps=int(steps))
 
 
 class Trainer:
@@ -72,14 +124,13 @@ class Trainer:
         self.members = [np.asarray(b.member) for b in buckets]
         self.buckets = [Bucket(*(jnp.asarray(x) for x in b)) for b in buckets]
         self.mean_k = float(np.mean(np.concatenate([np.asarray(b.real).sum(1) for b in buckets])))
-        self.solves = [self._first_solve(*b.shape) for b in buckets]
         self.schedule = self._make_schedule()
         self.optimiser = optax.chain(
             optax.clip_by_global_norm(options.clip_norm),
             optax.adamw(self.schedule, weight_decay=options.weight_decay, mask=_decays),
         )
-        self._update = jax.jit(self._update_step, static_argnames=("graph", "solve"))
-        self._values = jax.jit(self._block_values, static_argnames=("graph", "solve"))
+        self._update = jax.jit(self._update_step, static_argnames="solve")
+        self._values = jax.jit(self._block_values, static_argnames="solve")
 
     def _first_solve(self, k: int, m: int) -> Solve:
         chosen = self.options.solver
@@ -87,11 +138,7 @@ class Trainer:
             chosen = choose_solver(k, m, self.options.probes)
         return Solve("cg" if chosen == "cg" else "cholesky", probes=self.options.probes, rtol=self.options.rtol)
 
-    # --- compiled pieces ---------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _log_variance(network: nnx.State, features: Array, *, graph: nnx.GraphDef) -> Array:
-        return nnx.merge(graph, network)(features)
+    # --- compiled pieces ---
 
     def _noise(self, parameters: dict[str, Any]) -> Array:
         fixed = self.options.noise
@@ -99,7 +146,7 @@ class Trainer:
 
     def _update_step(
         self,
-        parameters: dict[str, Any],
+        point: Point,
         state: Any,
         bucket: Bucket,
         features: Array,
@@ -108,7 +155,6 @@ class Trainer:
         key: Array,
         constant: Array,
         *,
-        graph: nnx.GraphDef,
         solve: Solve,
     ) -> tuple[Any, Any, Array, Array, Array]:
         """One optimiser step on the blocks `chosen` of one bucket; `weight` is 0 for those that fill up a batch.
@@ -121,7 +167,7 @@ class Trainer:
         norm = self.options.batch_blocks * self.mean_k
 
         def loss(parameters: dict[str, Any]) -> tuple[Array, Array]:
-            f = jnp.exp(self._log_variance(parameters["network"], inputs, graph=graph))
+            f = jnp.exp(point._replace(parameters=parameters).network()(inputs))
             noise = self._noise(parameters)
             if self.options.objective == "ld-score":
                 values, residual = ld_score_terms(
@@ -131,32 +177,25 @@ class Trainer:
                 values, residual = likelihood_terms(batch, f, noise, key, solve)
             return -jnp.sum(values * weight) / norm, jnp.max(residual)
 
-        (value, residual), gradient = jax.value_and_grad(loss, has_aux=True)(parameters)
-        updates, moved = self.optimiser.update(gradient, state, parameters)
+        (value, residual), gradient = jax.value_and_grad(loss, has_aux=True)(point.parameters)
+        updates, moved = self.optimiser.update(gradient, state, point.parameters)
         trusted = residual <= _TRUSTED * self.options.rtol
         parameters, state = jax.tree.map(
             lambda new, old: jnp.where(trusted, new, old),
-            (optax.apply_updates(parameters, updates), moved),
-            (parameters, state),
+            (optax.apply_updates(point.parameters, updates), moved),
+            (point.parameters, state),
         )
-        return parameters, state, value, residual, optax.global_norm(gradient)
+        return parameters, state, value, residual, optax.tree.norm(gradient)
 
     def _block_values(
-        self,
-        parameters: dict[str, Any],
-        bucket: Bucket,
-        features: Array,
-        chosen: Array,
-        key: Array,
-        *,
-        graph: nnx.GraphDef,
-        solve: Solve,
+        self, point: Point, bucket: Bucket, features: Array, chosen: Array, key: Array, *, solve: Solve
     ) -> tuple[Array, Array]:
+        """Log-likelihoods and residuals of the blocks `chosen` of one bucket."""
         batch = Bucket(*(x[chosen] for x in bucket))
-        f = jnp.exp(self._log_variance(parameters["network"], features[chosen], graph=graph))
-        return likelihood_terms(batch, f, self._noise(parameters), key, solve)
+        f = jnp.exp(point.network()(features[chosen]))
+        return likelihood_terms(batch, f, self._noise(point.parameters), key, solve)
 
-    # --- what they are used for --------------------------------------------------------------------------------------
+    # --- what they are used for ---
 
     def _make_schedule(self) -> optax.Schedule:
         """Learning rate by step: linear warm-up, then cosine decay to 5% of the peak."""
@@ -171,19 +210,16 @@ class Trainer:
 
         By Cholesky up to k of 2,048, beyond by CG with 64 probes that are the same for every model.
         """
-        wanted = set(which.tolist())
         found: dict[int, float] = {}
         key = jax.random.key(self.options.seed + 1)
         size = self.options.batch_blocks
         for members, bucket, inputs in zip(self.members, self.buckets, features, strict=True):
-            rows = np.flatnonzero([i in wanted for i in members])
+            rows = np.flatnonzero(np.isin(members, which))
             solve = Solve("cholesky") if bucket.shape[0] <= _EXACT_UP_TO else _EVALUATION
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
                 filled = np.resize(some, size)
-                values, residual = self._values(
-                    point.parameters, bucket, inputs, jnp.asarray(filled), key, graph=point.graph, solve=solve
-                )
+                values, residual = self._values(point, bucket, inputs, jnp.asarray(filled), key, solve=solve)
                 if float(jnp.max(residual)) > _EVALUATION.rtol:
                     raise DeepwasError(
                         f"the held-out likelihood of a block of k = {bucket.shape[0]} did not converge in "
@@ -192,20 +228,18 @@ class Trainer:
                 found.update(zip(members[some].tolist(), np.asarray(values)[: len(some)].tolist(), strict=True))
         return np.array([found[i] for i in which.tolist()], dtype=np.float64)
 
-    def batches(self, train: NDArray[np.int64], epoch: int, rotation: int) -> list[tuple[int, NDArray, NDArray]]:
+    def batches(self, train: NDArray[np.int64], epoch: int, rotation: int) -> list[Batch]:
         """The minibatches of one epoch, in random order: (bucket, rows of the bucket, weights)."""
         rng = np.random.default_rng([self.options.seed, rotation, epoch])
-        inside = set(train.tolist())
         size = self.options.batch_blocks
-        out = []
+        out: list[Batch] = []
         for b, members in enumerate(self.members):
-            rows = rng.permutation(np.flatnonzero([i in inside for i in members]))
+            rows = rng.permutation(np.flatnonzero(np.isin(members, train)))
             for start in range(0, len(rows), size):
                 some = rows[start : start + size]
                 weight = (np.arange(size) < len(some)).astype(np.float32)
                 out.append((b, np.resize(some, size), weight))
-        rng.shuffle(out)
-        return out
+        return [out[i] for i in rng.permutation(len(out))]
 
     def train(
         self,
@@ -223,155 +257,165 @@ class Trainer:
         """Train from the constant prior; resume from the newest checkpoint in `folder`, if there is one.
 
         network, noise: where to start.  features: (B, m, p) per bucket.  train, validation: block indices.
+        constant_variance: effect variance of the constant prior, for the weights of the LD score objective.
         """
         o = self.options
         features = [jnp.asarray(x) for x in features]
-        graph, state_of_network = nnx.split(network)
-        parameters: dict[str, Any] = {"network": state_of_network}
-        if o.noise is None:
-            parameters["log_noise"] = jnp.asarray(np.log(noise), jnp.float32)
-        start = Point(graph, parameters)
-        state = self.optimiser.init(parameters)
-        best, best_value, best_step, step = parameters, 0.0, 0, 0
-        checkpoints = metrics = None
+        start = Point.of(network, float(np.log(noise)) if o.noise is None else None)
         origin = self.log_likelihood(start, features, validation)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoints = Checkpoints(folder / "checkpoints")
-            latest = checkpoints.latest()
-            if latest is not None:
-                tree = self._tree(parameters, state, best, best_value, best_step)
-                restored = checkpoints.restore(latest, tree)
-                parameters, state, best = (_like(x, restored[n]) for n, x in self._parts(parameters, state, best))
-                best_value, best_step, step = float(restored["best_value"]), int(restored["best_step"]), latest
-                self._restore_solves(np.asarray(restored["solves"]))
-            metrics = Metrics(folder / "metrics.csv", resume_after=latest)
-        events: list[str] = []
+        state = _State(
+            start.parameters,
+            self.optimiser.init(start.parameters),
+            start.parameters,
+            [self._first_solve(*b.shape) for b in self.buckets],
+        )
         key = jax.random.key(o.seed)
         constant = jnp.asarray([constant_variance, noise], jnp.float32)
-        losses: list[Array] = []
-        norms: list[Array] = []
-        solved: list[tuple[int, Array]] = []
-        order: list[tuple[int, NDArray, NDArray]] = []
         per_epoch = len(self.batches(train, 0, rotation))
-        stopped = False
-        while step < o.steps and not stopped:
-            if not order or step % per_epoch == 0:
-                order = self.batches(train, step // per_epoch, rotation)
-            b, rows, weight = order[step % per_epoch]
-            parameters, state, value, residual, norm = self._update(
-                parameters,
-                state,
-                self.buckets[b],
-                features[b],
-                jnp.asarray(rows),
-                jnp.asarray(weight),
-                key,
-                constant,
-                graph=graph,
-                solve=self.solves[b],
+        order: list[Batch] = []
+        taken: list[tuple[int, Array, Array, Array]] = []
+        with ExitStack() as stack:
+            journal = stack.enter_context(Journal(folder)) if folder is not None else None
+            if journal is not None:
+                journal.resume(state)
+            while state.step < o.steps and not self._stop(state):
+                if not order or state.step % per_epoch == 0:
+                    order = self.batches(train, state.step // per_epoch, rotation)
+                b, rows, weight = order[state.step % per_epoch]
+                state.parameters, state.optimiser, *measured = self._update(
+                    start._replace(parameters=state.parameters),
+                    state.optimiser,
+                    self.buckets[b],
+                    features[b],
+                    jnp.asarray(rows),
+                    jnp.asarray(weight),
+                    key,
+                    constant,
+                    solve=state.solves[b],
+                )
+                state.step += 1
+                taken.append((b, *measured))
+                if state.step % o.evaluate_every and state.step < o.steps:
+                    continue
+                point = start._replace(parameters=state.parameters)
+                gain = float(np.sum(self.log_likelihood(point, features, validation) - origin))
+                row = self._evaluate(state, taken, gain)
+                taken = []
+                if journal is not None:
+                    journal.add(state, row | {"validation_log_likelihood": gain + float(origin.sum())})
+                if progress is not None:
+                    progress(o.steps if self._stop(state) else state.step, o.steps)
+        events = [text for _, text in state.events]
+        if self._stop(state):
+            events.append(
+                f"stopped at step {state.step}: no better validation log-likelihood since step {state.best_step}"
             )
-            step += 1
-            losses.append(value)
-            norms.append(norm)
-            solved.append((b, residual))
-            if step % o.evaluate_every and step < o.steps:
-                continue
-            bucket_of = np.array([i for i, _ in solved])
-            residuals = np.array([float(x) for _, x in solved])
-            trusted = residuals <= _TRUSTED * o.rtol
-            if not trusted.all():
-                events.append(
-                    f"step {step}: {int((~trusted).sum())} of the last {len(trusted)} updates left out: the residual of "
-                    f"their solve was above {_TRUSTED * o.rtol:g}"
-                )
-            loss = float(np.mean([float(x) for x in losses], where=trusted)) if trusted.any() else float("nan")
-            if trusted.any() and not np.isfinite(loss):
-                raise DeepwasError(
-                    f"training diverged before step {step}: the loss is {loss}. Use a lower learning rate"
-                    f" (now {o.peak_learning_rate:g}), or solver 'cholesky'."
-                )
-            largest = {int(i): float(residuals[bucket_of == i].max()) for i in np.unique(bucket_of)}
-            gain = float(np.sum(self.log_likelihood(Point(graph, parameters), features, validation) - origin))
-            if gain > best_value:
-                best, best_value, best_step = parameters, gain, step
-            if metrics is not None:
-                metrics.add(
-                    step=step,
-                    train_loss=loss,
-                    validation_log_likelihood=gain + float(origin.sum()),
-                    validation_gain=gain,
-                    noise=float(self._noise(parameters)),
-                    learning_rate=float(self.schedule(step - 1)),
-                    gradient_norm=float(np.mean([float(x) for x in norms])),
-                    residual=max(largest.values()),
-                    solver="+".join(sorted({s.solver for s in self.solves})),
-                )
-            events += self._raise_steps(largest, step)
-            losses, norms, solved = [], [], []
-            if step - best_step >= o.patience * o.evaluate_every:
-                events.append(f"stopped at step {step}: no better validation log-likelihood since step {best_step}")
-                stopped = True
-            if checkpoints is not None:
-                checkpoints.save(step, self._tree(parameters, state, best, best_value, best_step))
-            if progress is not None:
-                progress(o.steps if stopped else step, o.steps)
-        if metrics is not None:
-            metrics.close()
-        if checkpoints is not None:
-            checkpoints.close()
         return Trained(
             start=start,
-            best=Point(graph, best),
-            network=nnx.merge(graph, best["network"]),
-            noise=float(self._noise(best)),
-            best_step=best_step,
-            last_step=step,
-            validation_gain=best_value,
+            best=start._replace(parameters=state.best),
+            noise=float(self._noise(state.best)),
+            best_step=state.best_step,
+            last_step=state.step,
+            validation_gain=state.best_value,
             events=events,
         )
 
-    # --- residual watch and state ------------------------------------------------------------------------------------
+    # --- watching ---
 
-    def _raise_steps(self, largest: dict[int, float], step: int) -> list[str]:
-        """More CG steps for the shapes whose residual was too large, or Cholesky when that is no use."""
-        said = []
-        for b, residual in largest.items():
-            solve = self.solves[b]
-            if solve.solver != "cg" or residual <= solve.rtol:
-                continue
-            k, m = self.buckets[b].shape
-            if solve.max_steps < _MOST_STEPS:
-                self.solves[b] = replace(solve, max_steps=2 * solve.max_steps)
-                what = f"CG steps raised from {solve.max_steps} to {2 * solve.max_steps}"
-            else:
-                self.solves[b] = replace(solve, solver="cholesky")
-                what = f"{_MOST_STEPS} CG steps were too few: Cholesky from here on"
-            said.append(f"step {step}: blocks of k = {k}, m = {m}: residual {residual:.1e} > {solve.rtol:g}; {what}")
-        return said
+    def _stop(self, state: _State) -> bool:
+        """Early stopping: no better validation log-likelihood for `patience` evaluations."""
+        return state.step - state.best_step >= self.options.patience * self.options.evaluate_every
 
-    def _restore_solves(self, saved: NDArray[np.int32]) -> None:
-        for b, (exact, steps) in enumerate(saved):
-            self.solves[b] = replace(self.solves[b], solver="cholesky" if exact else "cg", max_steps=int(steps))
+    def _evaluate(self, state: _State, taken: Sequence[tuple[int, Array, Array, Array]], gain: float) -> dict[str, Any]:
+        """Judge the updates since the last evaluation, keep the best parameters, and return the row of metrics."""
+        o, step = self.options, state.step
+        bucket = np.array([b for b, *_ in taken])
+        losses, residuals, norms = np.array([[float(x) for x in measured] for _, *measured in taken]).T
+        trusted = residuals <= _TRUSTED * o.rtol
+        if not trusted.all():
+            text = (
+                f"step {step}: {int((~trusted).sum())} of the last {len(trusted)} updates left out: the residual of "
+                f"their solve was above {_TRUSTED * o.rtol:g}"
+            )
+            state.events.append((step, text))
+        if not np.isfinite(losses[trusted]).all():
+            raise DeepwasError(
+                f"training diverged before step {step}: the loss is not finite. Use a lower learning rate"
+                f" (now {o.peak_learning_rate:g}), or solver 'cholesky'."
+            )
+        if gain > state.best_value:
+            state.best, state.best_value, state.best_step = state.parameters, gain, step
+        row = {
+            "step": step,
+            "train_loss": float(losses[trusted].mean()) if trusted.any() else float("nan"),
+            "validation_gain": gain,
+            "noise": float(self._noise(state.parameters)),
+            "learning_rate": float(self.schedule(step - 1)),
+            "gradient_norm": float(norms.mean()),
+            "residual": float(residuals.max()),
+            "solver": "+".join(sorted({s.solver for s in state.solves})),
+        }
+        for b in np.unique(bucket):
+            self._raise_steps(state, int(b), float(residuals[bucket == b].max()))
+        return row
 
-    @staticmethod
-    def _parts(parameters: Any, state: Any, best: Any) -> list[tuple[str, Any]]:
-        return [("parameters", parameters), ("optimiser", state), ("best", best)]
+    def _raise_steps(self, state: _State, b: int, residual: float) -> None:
+        """More CG steps for a shape whose residual was too large, or Cholesky when that is no use."""
+        solve = state.solves[b]
+        if solve.solver != "cg" or residual <= solve.rtol:
+            return
+        k, m = self.buckets[b].shape
+        if solve.max_steps < _MOST_STEPS:
+            state.solves[b] = replace(solve, max_steps=2 * solve.max_steps)
+            what = f"CG steps raised from {solve.max_steps} to {2 * solve.max_steps}"
+        else:
+            state.solves[b] = replace(solve, solver="cholesky")
+            what = f"{_MOST_STEPS} CG steps were too few: Cholesky from here on"
+        text = f"step {state.step}: blocks of k = {k}, m = {m}: residual {residual:.1e} > {solve.rtol:g}; {what}"
+        state.events.append((state.step, text))
 
-    def _tree(self, parameters: Any, state: Any, best: Any, best_value: float, best_step: int) -> dict[str, Any]:
-        """A checkpoint: plain lists of arrays, so that its layout does not hang on the classes of Flax and Optax."""
-        tree: dict[str, Any] = {n: jax.tree.leaves(x) for n, x in self._parts(parameters, state, best)}
-        tree["best_value"] = np.float64(best_value)
-        tree["best_step"] = np.int64(best_step)
-        tree["solves"] = np.array([[s.solver == "cholesky", s.max_steps] for s in self.solves], dtype=np.int32)
-        return tree
+
+class Journal:
+    """A training run on disk: metrics, events and checkpoints, so that it survives interruption at any moment.
+
+    Metrics and events are written before the checkpoint of their step; what is newer than the newest checkpoint is cut
+    off on resuming, and made again.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.metrics: Metrics | None = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+        self.checkpoints.close()
+
+    def resume(self, state: _State) -> None:
+        """Bring `state` to the newest checkpoint, if there is one, and open the metrics after it."""
+        latest = self.checkpoints.latest()
+        if latest is not None:
+            state.restore(latest, self.checkpoints.restore(latest, state.tree()))
+            events = read_json(self.folder / "events.json", "the events of a training run")
+            state.events = [(step, text) for step, text in events if step <= latest]
+        self.metrics = Metrics(self.folder / "metrics.csv", resume_after=latest)
+        for step, gain in self.metrics.gains:
+            if gain > state.best_value:
+                state.best_value, state.best_step = gain, step
+
+    def add(self, state: _State, row: dict[str, Any]) -> None:
+        """Write one evaluation, then the checkpoint that makes it last."""
+        assert self.metrics is not None
+        self.metrics.add(**row)
+        write_json(self.folder / "events.json", state.events)
+        self.checkpoints.save(state.step, state.tree())
 
 
 def _decays(parameters: Any) -> Any:
     """Which parameters AdamW shrinks: weights, not biases, nor the noise."""
     return jax.tree.map(lambda x: x.ndim >= 2, parameters)
-
-
-def _like(tree: Any, leaves: Sequence[Any]) -> Any:
-    """The leaves in the structure of `tree`."""
-    return jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(x) for x in leaves])

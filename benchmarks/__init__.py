@@ -1,0 +1,30 @@
+"""Benchmarks: what the methods are worth on problems whose truth is known, and what they cost.
+
+Run `python -m benchmarks`. A benchmark is a module with three functions: `measure(quick, progress)` returns its
+figures, ready for JSON; `tables(figures)` says them as tables; `draw(figures, path)` draws them. Speeds are ratios
+within one run: they hold for the machine named in the results. Tests never assert them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["BENCHMARKS", "Benchmark"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark: its name on the command line, what it asks, and the module that answers."""
+
+    name: str
+    question: str
+    module: str
+
+
+BENCHMARKS = (
+    Benchmark(
+        "training",
+        "Does training through CG equal training through Cholesky, and do both beat the LD score objective?",
+        "benchmarks.training",
+    ),
+)

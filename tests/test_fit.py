@@ -1,0 +1,318 @@
+"""`fit` from real files to priors: what it records, that it learns, that it repeats itself, and that it resumes."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+import deepwas
+from deepwas import FitOptions, InputError
+from deepwas.specs import load_spec, validate_json
+from tests.synthetic import write_problem
+
+QUICK = FitOptions(network="linear", folds=4, steps=90, evaluate_every=15, batch_blocks=4, learning_rate=0.05)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Store, harmonised z-scores, annotations and truth of a small problem, as files."""
+    folder = tmp_path_factory.mktemp("problem")
+    problem = write_problem(folder)
+    options = deepwas.LDOptions(build="GRCh37", min_block=20, max_block=80, eigenvalue_floor=0.05)
+    store = deepwas.build_ld(problem.genotypes, folder / "ld.h5", options)
+    z = deepwas.harmonise(
+        deepwas.read_sumstats(problem.sumstats),
+        store.variants,
+        n_panel=store.n_samples,
+        genome_build=store.genome_build,
+        options=deepwas.QCOptions(exclude="none"),
+        store_checksum=store.checksum,
+    )
+    z.write_parquet(folder / "z.parquet")
+    annotations = deepwas.read_annotations(problem.annotations, store.variants)
+    return folder, store, z, annotations, problem
+
+
+@pytest.fixture(scope="module")
+def fitted(inputs):
+    folder, store, z, annotations, _ = inputs
+    return deepwas.fit(store, z, annotations, options=QUICK, out=folder / "run")
+
+
+def test_the_prior_learns_what_matters(inputs, fitted):
+    *_, problem = inputs
+    held = fitted.record["held_out"]["cross_fitted"]
+    assert held["gain"] > 2 * held["standard_error"] > 0
+    found = np.log(fitted.variants["SNPVAR_CROSS"].to_numpy())
+    assert np.corrcoef(found, np.log(problem.f))[0, 1] > 0.8
+    h2 = fitted.record["heritability"]["cross_fitted"]
+    assert abs(h2["h2"] - np.sum(problem.beta**2)) < 4 * h2["standard_error"]
+    assert h2["scale"] == pytest.approx(1, abs=0.5)
+
+
+def test_the_record_meets_its_specification_and_adds_up(inputs, fitted):
+    folder, store, z, *_ = inputs
+    record = json.loads((folder / "run" / "run.json").read_text())
+    validate_json(record, "run", "run.json")
+    assert record["status"] == "complete"
+    size = record["size"]
+    assert (size["variants_scored"], size["variants_modelled"]) == (z.n_matched, store.n_variants)
+    held = record["held_out"]["cross_fitted"]
+    assert sorted(held["blocks"]) == list(range(size["blocks"]))
+    assert held["gain"] == pytest.approx(held["log_likelihood"] - held["log_likelihood_constant"], abs=1e-6)
+    assert held["gain"] == pytest.approx(sum(held["gain_by_block"]))
+    assert held["standard_error"] == pytest.approx(np.sqrt(size["blocks"]) * np.std(held["gain_by_block"], ddof=1))
+    for rotation in record["rotations"]:
+        parts = [rotation[f"{name}_blocks"] for name in ("train", "validation", "test")]
+        assert sorted(itertools.chain(*parts)) == list(range(size["blocks"]))
+    chromosome = fitted.variants.group_by("SECTION").agg(pl.col("CHR").n_unique())
+    assert chromosome["CHR"].to_list() == [1] * 4
+    for kind, column in (("plain", "SNPVAR_PLAIN"), ("cross_fitted", "SNPVAR_CROSS")):
+        assert record["heritability"][kind]["h2"] == pytest.approx(fitted.variants[column].sum(), rel=1e-9)
+    shares = [row["share"] for row in record["sensitivity"]]
+    assert shares == [1.0, 0.9, 0.75]
+    first = record["sensitivity"][0]
+    constant = record["heritability"]["constant"]
+    assert first["h2_noise_learned"] == pytest.approx(constant["h2"], rel=1e-6)
+    blocks = pl.read_csv(folder / "run" / "blocks.csv")
+    assert blocks["GAIN"].sum() == pytest.approx(held["gain"])
+
+
+def test_cross_fitted_priors_come_from_the_network_that_did_not_see_them(inputs, fitted):
+    _, _, _, annotations, _ = inputs
+    from deepwas.networks import predict_log_variance
+
+    for r, (network, standardiser) in enumerate(zip(fitted.networks, fitted.standardisers, strict=True)):
+        rows = (fitted.variants["SECTION"] == r).to_numpy()
+        expected = np.exp(predict_log_variance(network, standardiser.transform(annotations)))[rows]
+        np.testing.assert_allclose(fitted.variants["SNPVAR_CROSS"].to_numpy()[rows], expected, rtol=1e-5)
+    np.testing.assert_allclose(fitted.variants["SNPVAR_PLAIN"], fitted.predict(annotations), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("cross", "which"), [(None, "scored"), (False, "all"), (True, "all")])
+def test_priors_file_is_what_was_recorded(inputs, fitted, cross, which):
+    folder, *_ = inputs
+    path = folder / f"priors_{cross}_{which}.tsv.gz"
+    note = fitted.write_priors(path, cross_fitted=cross, which=which)
+    with gzip.open(path, "rt") as handle:
+        rows = list(csv.DictReader(handle, delimiter="\t"))
+    assert list(rows[0])[:8] == ["CHR", "SNP", "BP", "A1", "A2", "SNPVAR", "Z", "N"]
+    total = sum(float(row["SNPVAR"]) for row in rows)
+    record = json.loads((folder / "run" / "run.json").read_text())
+    (found,) = [x for x in record["priors"] if x["file"] == path.name]
+    assert found == note
+    assert found["h2"] == pytest.approx(total, rel=1e-9)
+    assert found["rows"] == len(rows)
+    if which == "all":
+        kind = "plain" if cross is False else "cross_fitted"
+        assert total == pytest.approx(record["heritability"][kind]["h2"], rel=1e-6)
+    z = fitted.variants.filter(pl.col("Z").is_not_null())
+    assert [float(r["Z"]) for r in rows if r["Z"] != "NA"] == z["Z"].to_list()
+
+
+def test_priors_file_passes_the_reference_validator(inputs, fitted):
+    folder, *_ = inputs
+    import warnings
+
+    fitted.write_priors(folder / "priors.tsv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # frictionless' own dependencies warn on import
+        from frictionless import Dialect, Resource, Schema, formats, system
+
+        with system.use_context(trusted=True):
+            resource = Resource(
+                path=str(folder / "priors.tsv"),
+                schema=Schema.from_descriptor(load_spec("priors")),
+                dialect=Dialect(controls=[formats.CsvControl(delimiter="\t")]),
+            )
+            report = resource.validate()
+    assert report.valid, report.flatten(["rowNumber", "fieldName", "message"])[:3]
+
+
+def test_a_saved_fit_is_read_back_whole(inputs, fitted):
+    folder, _, _, annotations, _ = inputs
+    again = deepwas.load_fit(folder / "run")
+    assert again.variants.equals(fitted.variants)
+    assert again.options == QUICK
+    np.testing.assert_allclose(again.predict(annotations), fitted.predict(annotations), rtol=1e-6)
+
+
+def test_same_seed_same_figures_other_seed_other_figures(inputs, fitted):
+    _, store, z, annotations, _ = inputs
+    options = replace(QUICK, network="mlp", hidden=(8,), cross_fit=False)
+    first, second, third = (
+        deepwas.fit(store, z, annotations, options=replace(options, seed=seed)).record for seed in (3, 3, 4)
+    )
+    assert first["held_out"] == second["held_out"]
+    assert first["heritability"] == second["heritability"]
+    assert first["held_out"]["plain"]["gain"] != third["held_out"]["plain"]["gain"]
+
+
+@pytest.mark.parametrize("noise", [None, 1.0])
+def test_the_constant_prior_needs_no_annotations_and_has_no_gain(inputs, noise):
+    _, store, z, _, problem = inputs
+    fit = deepwas.fit(store, z, options=FitOptions(network="constant", folds=4, noise=noise))
+    assert fit.record["held_out"]["cross_fitted"]["gain"] == 0
+    h2 = fit.record["heritability"]["constant"]
+    if noise is None:  # held at 1, it leaves the LD that the block boundaries cut to the heritability
+        assert abs(h2["h2"] - np.sum(problem.beta**2)) < 4 * h2["standard_error"]
+    assert h2["noise_learned"] == (noise is None)
+    assert f"constant prior over {store.n_blocks} LD blocks" in h2["standard_error_of"]
+    assert fit.priors()["SNPVAR"].n_unique() == 4
+
+
+def test_cg_and_cholesky_train_to_the_same_prior(inputs):
+    _, store, z, annotations, _ = inputs
+    found = {}
+    for solver in ("cg", "cholesky"):
+        options = replace(QUICK, solver=solver, cross_fit=False)
+        found[solver] = deepwas.fit(store, z, annotations, options=options).record["held_out"]["plain"]
+    gap = abs(found["cg"]["gain"] - found["cholesky"]["gain"])
+    assert gap < 0.25 * found["cholesky"]["standard_error"]
+
+
+def test_too_few_cg_steps_are_raised_and_said(inputs, monkeypatch):
+    _, store, z, annotations, _ = inputs
+    options = replace(QUICK, solver="cg", rtol=1e-4, cross_fit=False)
+    from deepwas.training import objective
+
+    monkeypatch.setattr(objective.Solve, "__init__", _short_solve(objective.Solve.__init__))
+    events = deepwas.fit(store, z, annotations, options=options).record["rotations"][0]["network"]["events"]
+    assert any("CG steps raised from 2 to 4" in event for event in events)
+
+
+def _short_solve(original):
+    def patched(self, solver, probes=16, rtol=1e-2, max_steps=2):
+        original(self, solver, probes, rtol, max_steps)
+
+    return patched
+
+
+# --- interruption ---
+
+_SCRIPT = """
+import sys
+import deepwas
+folder, resume = sys.argv[1], sys.argv[2] == "resume"
+store = deepwas.open_ld(folder + "/ld.h5")
+options = deepwas.FitOptions(
+    network="mlp", hidden=(8,), folds=4, steps=120, evaluate_every=10, batch_blocks=4, patience=20
+)
+deepwas.fit(store, folder + "/z.parquet", folder + "/annotations.tsv", options=options, out=sys.argv[3], resume=resume)
+"""
+
+
+def _metrics(run):
+    """Every figure of a run that does not depend on the clock."""
+    record = json.loads((run / "run.json").read_text())
+    tables = {path.parent.name: pl.read_csv(path) for path in sorted(run.glob("rotation_*/metrics.csv"))}
+    return record, tables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.0, 2.0, 6.0])
+def test_a_killed_run_resumes_to_the_same_figures(inputs, tmp_path, wait):
+    folder, *_ = inputs
+    reference = folder / "uninterrupted"
+    if not (reference / "run.json").exists():
+        subprocess.run([sys.executable, "-c", _SCRIPT, folder, "new", reference], check=True)
+    run = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, folder, "new", run], stderr=subprocess.DEVNULL)
+    first = run / "rotation_0" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not first.exists() or len(first.read_text().splitlines()) < 3:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(wait)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert json.loads((run / "run.json").read_text())["status"] == "running"
+        with pytest.raises(InputError, match="not finished"):
+            deepwas.load_fit(run)
+    subprocess.run([sys.executable, "-c", _SCRIPT, folder, "resume", run], check=True)
+    (expected, tables), (found, resumed) = _metrics(reference), _metrics(run)
+    for kind in ("plain", "cross_fitted"):
+        assert found["held_out"][kind]["gain"] == pytest.approx(expected["held_out"][kind]["gain"], rel=1e-6)
+        assert found["heritability"][kind]["h2"] == pytest.approx(expected["heritability"][kind]["h2"], rel=1e-6)
+    assert sorted(resumed) == sorted(tables)
+    for name, table in tables.items():
+        assert resumed[name]["step"].to_list() == table["step"].to_list()
+        for column in ("train_loss", "validation_gain", "noise"):
+            np.testing.assert_allclose(resumed[name][column], table[column], rtol=1e-6, atol=1e-6)
+
+
+def test_a_run_resumes_only_with_what_it_was_started_with(inputs, fitted):
+    folder, store, z, annotations, _ = inputs
+    done = deepwas.fit(store, z, annotations, options=QUICK, out=folder / "run", resume=True)
+    assert done.record["created"] == fitted.record["created"]
+    with pytest.raises(InputError, match=r"options: steps differs: the run has 90, now 70"):
+        deepwas.fit(store, z, annotations, options=replace(QUICK, steps=70), out=folder / "run", resume=True)
+    fewer = annotations.select(["active"])
+    with pytest.raises(InputError, match="inputs: annotations differs"):
+        deepwas.fit(store, z, fewer, options=QUICK, out=folder / "run", resume=True)
+    with pytest.raises(InputError, match=r"not empty.*--resume"):
+        deepwas.fit(store, z, annotations, options=QUICK, out=folder / "run")
+
+
+# --- wrong input ---
+
+
+def test_inputs_that_do_not_fit_together_are_refused(inputs, tmp_path):
+    folder, store, z, annotations, problem = inputs
+    with pytest.raises(InputError, match="needs annotations"):
+        deepwas.fit(store, z, options=QUICK)
+    with pytest.raises(InputError, match="does not exist"):
+        deepwas.fit(store, z, annotations, options=QUICK, out=tmp_path / "no" / "run")
+    other = deepwas.build_ld(
+        problem.genotypes, tmp_path / "other.h5", deepwas.LDOptions(build="GRCh37", min_block=30, max_block=90)
+    )
+    with pytest.raises(InputError, match="another LD store"):
+        deepwas.fit(other, z, annotations, options=QUICK)
+    with pytest.raises(InputError, match="made for the LD store"):
+        deepwas.fit(other, folder / "z.parquet", annotations, options=QUICK)
+    with pytest.raises(InputError, match="already harmonised"):
+        deepwas.fit(store, z, annotations, options=QUICK, qc=deepwas.QCOptions())
+    with pytest.raises(InputError, match="sumstats is a int"):
+        deepwas.fit(store, 3, annotations, options=QUICK)
+    with pytest.raises(InputError, match=r"cannot make 90 sections"):
+        deepwas.fit(store, z, annotations, options=replace(QUICK, folds=90))
+
+
+def test_broken_run_folders_are_refused(inputs, fitted, tmp_path):
+    import shutil
+
+    with pytest.raises(InputError, match="not a run folder"):
+        deepwas.load_fit(tmp_path)
+    run = tmp_path / "run"
+    shutil.copytree(inputs[0] / "run", run)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"format_version": 99}))
+    with pytest.raises(InputError, match="newer deepwas"):
+        deepwas.load_fit(run)
+    (run / "run.json").write_text(json.dumps(record | {"options": record["options"] | {"folds": 1}}))
+    with pytest.raises(InputError, match=r"at options/folds: 1 is less than the minimum of 3"):
+        deepwas.load_fit(run)
+    (run / "run.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        deepwas.load_fit(run)
+    (run / "run.json").write_text(json.dumps(record))
+    shutil.rmtree(run / "rotation_1" / "network")
+    with pytest.raises(InputError, match="incomplete"):
+        deepwas.load_fit(run)
+    (run / "variants.parquet").write_bytes(b"x")
+    with pytest.raises(InputError, match="missing or damaged"):
+        deepwas.load_fit(run)
