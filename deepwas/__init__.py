@@ -33,6 +33,7 @@ _HOME = {
     "SumStats": "deepwas.sumstats",
     "annotate": "deepwas.annotations",
     "build_ld": "deepwas.ld",
+    "example_files": "deepwas.demo",
     "fit": "deepwas.fitting",
     "harmonise": "deepwas.sumstats",
     "ld_score_loss": "deepwas.likelihood",
@@ -64,6 +65,7 @@ __all__ = [
     "__version__",
     "annotate",
     "build_ld",
+    "example_files",
     "fit",
     "harmonise",
     "ld_score_loss",
@@ -78,6 +80,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from deepwas.annotations import AnnotationOptions, Annotations, annotate, read_annotations
+    from deepwas.demo import example_files
     from deepwas.errors import ConvergenceWarning, DataWarning, DeepwasError, InputError
     from deepwas.fitting import fit
     from deepwas.ld import LDBlock, LDOptions, LDStore, build_ld, open_ld

@@ -94,7 +94,9 @@ def fit(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Peak learning rate [default: 0.02; MLP 0.005].", rich_help_panel=_TRAINING, show_default=False
+            help="Peak learning rate. By default 0.02, for the MLP 0.005.",
+            rich_help_panel=_TRAINING,
+            show_default=False,
         ),
     ] = None,
     weight_decay: Annotated[
