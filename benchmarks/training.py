@@ -421,7 +421,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
 
     gain = Table(title="Held-out log-likelihood over the constant prior's, nats a test block (± standard error)")
     for heading in (
-        "prior", "over blocks", "over seeds", "share of oracle", "share, refitted", "r(log f)", "rate (seeds)", "median step"
+        "prior", "over blocks", "over seeds", "share of oracle", "share, refitted", "r(log f)", "rate (seeds)", "step"
     ):  # fmt: skip
         gain.add_column(heading)
     first = next(iter(figures["contenders"].values()))
@@ -435,7 +435,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
             _pm(found["refitted_gain"]["share_of_oracle"], 3),
             _pm(found["correlation_with_truth"], 3),
             ", ".join(f"{x:g} ({n})" for x, n in sorted(Counter(found["learning_rates"]).items())),
-            f"{np.median(found['steps']):.0f}",
+            f"{np.median(found['steps']):.0f} (median)",
         )
     gain.add_row("oracle (true f)", _pm(first["oracle_gain"]), "", "1", "1", "1", "-", "-")
     paired = Table(title="Paired differences, nats a test block (± standard error)")

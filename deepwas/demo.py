@@ -19,14 +19,15 @@ NETWORKS = ("constant", "linear", "mlp")
 MARKER = "demo.json"
 _OWN = (
     "ld.h5",
+    ".ld.h5.partial",  # of an interrupted demo
     "height.parquet",
     "annotations.parquet",
     "priors.tsv.gz",
     "priors.png",
     "responses.png",
     "ld.png",
-    MARKER,
     *NETWORKS,
+    MARKER,
 )
 _SHARES = (0.8, 0.9, 0.95, 0.99)
 _CAVEAT = (
@@ -61,13 +62,19 @@ def example_files() -> dict[str, Path]:
 
 
 def prepare_folder(out: Path) -> None:
-    """Make the folder, or empty it of an earlier demo; a folder with anything else in it is an error."""
+    """Make the folder, or empty it of an earlier demo; a folder with anything else in it is an error.
+
+    An earlier demo is known by its `demo.json`, which is there from the start: files of the same names without it may
+    be somebody's work.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, a folder was expected. Give another --out.")
     if out.exists():
         foreign = sorted(x.name for x in out.iterdir() if x.name not in _OWN)
         if foreign:
             raise InputError(f"{out}: holds {foreign[0]}, which is not of a demo. Give another --out.")
+        if any(out.iterdir()) and not (out / MARKER).is_file():
+            raise InputError(f"{out}: not empty, and without the {MARKER} of an earlier demo. Give another --out.")
         for name in _OWN:
             path = out / name
             if path.is_dir():
@@ -77,6 +84,7 @@ def prepare_folder(out: Path) -> None:
     elif not out.parent.is_dir():
         raise InputError(f"{out}: the folder {out.parent} does not exist. Make it first.")
     out.mkdir(exist_ok=True)
+    write_json(out / MARKER, {"status": "running"})
 
 
 def run_demo(out: Path, *, seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> DemoResult:
@@ -137,7 +145,9 @@ def run_demo(out: Path, *, seed: int = 0, progress: Callable[[str, int, int], No
     plot_priors(fits["mlp"], out / "priors.png", genes=example["genes"], reference=fits["constant"])
     plot_responses({n: fits[n] for n in NETWORKS[1:]}, annotations, out / "responses.png")
     store.close()
-    write_json(out / MARKER, {"networks": list(NETWORKS), "seed": seed, "sensitivity": sensitivity})
+    write_json(
+        out / MARKER, {"status": "complete", "networks": list(NETWORKS), "seed": seed, "sensitivity": sensitivity}
+    )
     return DemoResult(records, sensitivity, constant["counts"], _notes(records, note, out))
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from threadpoolctl import threadpool_limits
 
 from deepwas import __version__
 from deepwas.annotations import Annotations, Standardiser, read_annotations
@@ -72,8 +73,10 @@ def fit(
     trait = _harmonised(sumstats, store, qc)
     features = _annotated(annotations, store, options)
     record = _first_record(store, trait, features, options)
+    fresh = folder is not None and not (folder / RECORD).exists()
+    stood = folder is not None and folder.exists()
     if folder is not None:
-        if resume and (folder / RECORD).exists():
+        if not fresh:
             finished = _same_run(folder, record)
             if finished:
                 return load_fit(folder)
@@ -81,7 +84,21 @@ def fit(
             folder.mkdir(exist_ok=True)
             write_json(folder / RECORD, record)
     job = _Job(store, trait, features, options, folder, record, progress or (lambda *_: None))
-    result = job.run()
+    try:
+        # XLA runs blocks side by side. BLAS threads inside each wait for one another by spinning: for matrices of a few
+        # hundred they gain nothing, and on a busy machine they cost several times the work. XLA calls SciPy's BLAS, and
+        # only libraries loaded by now are limited.
+        import scipy.linalg  # noqa: F401
+
+        with threadpool_limits(1, user_api="blas"):
+            result = job.run()
+    except InputError:
+        # Only some faults show in training, as a column without values on its variants: then, too, nothing stays.
+        if fresh and folder is not None:
+            shutil.rmtree(folder)
+            if stood:
+                folder.mkdir()
+        raise
     if folder is not None:
         result.save(folder)
         for checkpoints in folder.glob("rotation_*/checkpoints"):
@@ -95,6 +112,8 @@ def _claim(folder: Path, resume: bool) -> Path:
         raise InputError(f"{folder}: is a file; the run needs a folder. Give another name.")
     if not folder.parent.is_dir():
         raise InputError(f"{folder}: the folder {folder.parent} does not exist. Make it first.")
+    if resume and folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+        raise InputError(f"{folder}: not empty, and there is no {RECORD} of a run to resume. Give the run's folder.")
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise InputError(
             f"{folder}: not empty. To go on with an interrupted run, give --resume (resume=True); else another folder."
@@ -105,10 +124,7 @@ def _claim(folder: Path, resume: bool) -> Path:
 def _harmonised(given: Any, store: LDStore, qc: QCOptions | None) -> HarmonisedSumstats:
     if isinstance(given, str | os.PathLike):
         path = Path(given)
-        if path.is_file() and path.read_bytes()[:4] == b"PAR1":
-            given = read_harmonised(path, expected_checksum=store.checksum)
-        else:
-            given = read_sumstats(path)
+        given = read_harmonised(path, expected_checksum=store.checksum) if _is_parquet(path) else read_sumstats(path)
     if isinstance(given, SumStats):
         return harmonise(
             given,
@@ -131,6 +147,13 @@ def _harmonised(given: Any, store: LDStore, qc: QCOptions | None) -> HarmonisedS
             f"{given.source}: already harmonised, so quality-control options cannot apply. Leave them out."
         )
     return given
+
+
+def _is_parquet(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open(path, "rb") as handle:
+        return handle.read(4) == b"PAR1"
 
 
 def _annotated(given: Any, store: LDStore, options: FitOptions) -> Annotations | None:

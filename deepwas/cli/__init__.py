@@ -7,6 +7,7 @@ for JAX. Wrong input prints the message of an `InputError` and ends with exit co
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -38,7 +39,9 @@ def _root(
     """Options that stand before the command."""
 
 
+@cache
 def _register() -> None:
+    """Add the commands, once however often `main` is called."""
     from deepwas.cli import annotate, demo, doctor, fit, ld, priors, sumstats
 
     app.add_typer(ld.app, name="ld")
@@ -50,13 +53,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `deepwas` command."""
     _register()
     try:
-        app(arguments)
+        app(arguments, prog_name="deepwas")
     except InputError as error:
         typer.echo(f"deepwas: {error}", err=True)
         sys.exit(2)
     except DeepwasError as error:
         typer.echo(f"deepwas: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Typer turns an interrupt inside a command into exit code 130, without a word.
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         typer.echo("deepwas: interrupted; finished steps are kept where the command writes a run folder", err=True)
         sys.exit(130)

@@ -129,6 +129,9 @@ def annotate(
         raise InputError(f"{out}: the output is a Parquet file: give a name that ends in .parquet.")
     require_parent(out)
     require_file(ld, "an LD store")
+    given = [ld, *named.values(), *(path for path in (genes, genetic_map, *(table or [])) if path is not None)]
+    if out.exists() and any(path.exists() and out.samefile(path) for path in given):
+        raise InputError(f"{out}: --out is one of the input files. Choose another name.")
     with open_ld(ld) as store:
         variants, build = store.variants, store.genome_build
     made = make(variants, genes=genes, genetic_map=genetic_map, intervals=named, tables=table or [], options=options)

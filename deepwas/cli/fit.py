@@ -151,6 +151,11 @@ def fit(
     )
     require_file(ld, "an LD store")
     require_file(sumstats, "summary statistics")
+    for path in annotations or []:
+        if "@" not in path.name:
+            require_file(path, "a table of annotations")
+    if network != "constant" and not annotations:
+        raise InputError(f"the {network} network needs annotations. Give --annotations, or --network constant.")
     from deepwas.fitting import fit as run_fit
     from deepwas.summary import fits_table, sensitivity_table
 

@@ -53,7 +53,7 @@ def build(
         float | None,
         typer.Option(
             help="Keep the eigenvalues of each block above this.",
-            show_default="variants of the block / people in the panel; with --shrinkage all are kept",
+            show_default="2 x variants of the block / people in the panel; with --shrinkage all are kept",
         ),
     ] = None,
     variance_kept: Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deepwas.cli._console import say
+from deepwas.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +40,8 @@ def priors(
     from deepwas.files import require_parent
     from deepwas.runs import load_fit
 
+    if not out.name.endswith((".tsv", ".tsv.gz")):
+        raise InputError(f"{out}: priors are written as text: give a name that ends in .tsv or .tsv.gz.")
     require_parent(out)
     note = load_fit(run).write_priors(
         out, cross_fitted=False if plain else None, which="all" if all_variants else "scored"

@@ -138,8 +138,8 @@ def sumstats(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", DataWarning)
+        store = deepwas.ld.open_ld(ld)  # before the GWAS, whose reading takes longer
         read = read_sumstats(file, format=format, sample_size=sample_size, drop_missing_n=drop_missing_n, build=build)
-        store = deepwas.ld.open_ld(ld)
         result = harmonise(
             read,
             store.variants,

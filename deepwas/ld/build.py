@@ -52,10 +52,12 @@ def build_ld(
     if options.blocks is not None:
         require_file(options.blocks, "a BED file of LD blocks")
     panel = genotypes if isinstance(genotypes, PlinkPanel) else open_plink(genotypes)
+    inputs = [*panel.paths, *([] if options.blocks is None else [options.blocks])]
+    if target.exists() and any(target.samefile(given) for given in inputs):
+        raise InputError(f"{target}: the LD store would overwrite one of its inputs. Choose another name for it.")
     tally = Tally()
     tally.extend(panel.tally)
     plan = plan_blocks(panel, options, tally, progress)
-    inputs = [*panel.paths, *([] if options.blocks is None else [options.blocks])]
     provenance = {
         "command": "build_ld",
         "inputs": [{"name": p.name, "bytes": p.stat().st_size, "sha256": sha256(p)} for p in inputs],
