@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
 WORKERS ?= 2
+SITE ?= site
 BIN = $(VENV)/bin
 
 .PHONY: demo test lint docs clean
@@ -32,5 +33,9 @@ $(VENV)/installed-test: $(VENV)/python-ok pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/installed
 
+docs: $(VENV)/python-ok
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/mkdocs build --strict --site-dir $(SITE)
+
 clean:
-	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) $(SITE) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -194,7 +194,7 @@ def read_annotations(
         if content is not None and content.get("format_version") != 1:
             raise InputError(f"{one}: annotation format {content.get('format_version')} is newer: update deepwas.")
         table = read_table(one, keys, key=table_key, keep_constant=content is not None)
-        add_columns(columns, sources, table.columns, {n: f"{n} of {one}" for n in table.columns})
+        add_columns(columns, sources, table.columns, {n: f"{n} of {Path(one).name}" for n in table.columns})
         files.update(table.files)
         tally.extend(table.tally)
         if content is not None:

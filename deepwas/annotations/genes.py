@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -75,8 +76,8 @@ def gene_annotations(
     """
     genes = require_coverage(variants, read_genes(path), path, "a gene", uncovered, tally)
     bodies = merge_transcripts(genes)
-    tally.add(f"{path}", "noted", "gene records used", genes.height)
-    tally.add(f"{path}", "noted", "genes after merging overlapping records of one name", bodies.height)
+    tally.add(Path(path).name, "noted", "gene records used", genes.height)
+    tally.add(Path(path).name, "noted", "genes after merging overlapping records of one name", bodies.height)
     forward = pl.col("STRAND") == "+"
     before = pl.when(forward).then(promoter_upstream).otherwise(promoter_downstream)
     after = pl.when(forward).then(promoter_downstream).otherwise(promoter_upstream)
@@ -95,25 +96,25 @@ def gene_annotations(
     return {
         "log_tss_distance": (
             per_chromosome(variants, genes, to_tss),
-            f"log(1 + kb to the nearest transcription start of {path})",
+            f"log(1 + kb to the nearest transcription start of {Path(path).name})",
         ),
         "log_gene_distance": (
             per_chromosome(variants, bodies, lambda p, piece: log_distance(distance(p, *merged(piece)))),
-            f"log(1 + kb to the nearest gene of {path})",
+            f"log(1 + kb to the nearest gene of {Path(path).name})",
         ),
         "gene_body": (
             per_chromosome(variants, bodies, lambda p, piece: inside(p, *merged(piece))),
-            f"1 inside a gene of {path}",
+            f"1 inside a gene of {Path(path).name}",
         ),
         "promoter": (
             per_chromosome(variants, promoters, lambda p, piece: inside(p, *merged(piece))),
             (
-                f"1 from {promoter_upstream:,} bases before a transcription start of {path} "
+                f"1 from {promoter_upstream:,} bases before a transcription start of {Path(path).name} "
                 f"to {promoter_downstream:,} after"
             ),
         ),
         "gene_density": (
             per_chromosome(variants, bodies, density),
-            f"genes of {path} that overlap the bases within {density_window:,}",
+            f"genes of {Path(path).name} that overlap the bases within {density_window:,}",
         ),
     }

@@ -146,11 +146,11 @@ def map_annotations(
     outside = variants["CHR"].is_in(covered["CHR"].to_list()).to_numpy() & np.isnan(rates)
     if outside.any():
         first = variants["SNP"][int(outside.argmax())]
-        tally.add(f"{path}", "noted", "missing: outside the genetic map", int(outside.sum()), str(first))
+        tally.add(Path(path).name, "noted", "missing: outside the genetic map", int(outside.sum()), str(first))
     values = np.log(RATE_OFFSET + rates).astype(np.float32)
     return {
         "log_recombination_rate": (
             values,
-            f"log({RATE_OFFSET} + cM/Mb) within {window:,} bases, from {path}",
+            f"log({RATE_OFFSET} + cM/Mb) within {window:,} bases, from {Path(path).name}",
         ),
     }

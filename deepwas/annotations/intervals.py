@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -148,7 +149,7 @@ def require_coverage(
             f"Give a file of the same genome build as the LD reference that covers this chromosome.{remedy}"
         )
     for chromosome, count, _ in bare:
-        tally.add(f"{path}", "noted", f"missing: chromosome {chromosome} is not covered by the file", count)
+        tally.add(Path(path).name, "noted", f"missing: chromosome {chromosome} is not covered by the file", count)
     return intervals.filter(~pl.col("CHR").is_in([row[0] for row in bare]))
 
 
@@ -169,22 +170,22 @@ def interval_annotations(
     / 1000).
     """
     intervals = require_coverage(variants, read_intervals(path), path, "an interval", uncovered, tally)
-    tally.add(f"{path}", "noted", "intervals used", intervals.height)
+    tally.add(Path(path).name, "noted", "intervals used", intervals.height)
     made: dict[str, tuple[np.ndarray, str]] = {}
     if "inside" in features:
         values = per_chromosome(variants, intervals, lambda p, piece: inside(p, *_merged(piece)))
-        made[name] = (values, f"1 inside an interval of {path}")
+        made[name] = (values, f"1 inside an interval of {Path(path).name}")
     if "fraction" in features:
         values = per_chromosome(variants, intervals, lambda p, piece: fraction_covered(p, *_merged(piece), window))
-        made[f"{name}_fraction"] = (values, f"share of the bases within {window:,} covered by {path}")
+        made[f"{name}_fraction"] = (values, f"share of the bases within {window:,} covered by {Path(path).name}")
     if "count" in features:
         values = per_chromosome(
             variants, intervals, lambda p, piece: np.log1p(count_overlapping(p, *_bounds(piece), window))
         )
-        made[f"{name}_count"] = (values, f"log(1 + intervals of {path} within {window:,} bases)")
+        made[f"{name}_count"] = (values, f"log(1 + intervals of {Path(path).name} within {window:,} bases)")
     if "distance" in features:
         values = per_chromosome(variants, intervals, lambda p, piece: log_distance(distance(p, *_merged(piece))))
-        made[f"{name}_log_distance"] = (values, f"log(1 + kb to the nearest interval of {path})")
+        made[f"{name}_log_distance"] = (values, f"log(1 + kb to the nearest interval of {Path(path).name})")
     return made
 
 

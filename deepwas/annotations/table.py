@@ -139,7 +139,7 @@ def read_table(
             odd = sorted(set(piece.names) ^ set(columns))
             raise InputError(f"{one}: its annotations differ from those of {paths[0]}: {', '.join(odd[:10])}.")
         if number == 0 and piece.ignored:
-            tally.add(str(path), "noted", "columns unused: no annotation", len(piece.ignored), piece.ignored[0])
+            tally.add(path.name, "noted", "columns unused: no annotation", len(piece.ignored), piece.ignored[0])
         rows = share["variant"].to_numpy()
         found = piece.index >= 0
         for name, values in piece.columns():

@@ -35,8 +35,7 @@ class Solve:
 def likelihood_terms(bucket: Bucket, f: Array, noise: Array, key: Array, solve: Solve) -> tuple[Array, Array]:
     """Log-likelihood (B,) of each block and the relative residual (B,) of its solve (0 for Cholesky).
 
-    f: (B, m) effect variances.  noise: scalar.  key: of the probes; each block has its own signs, the same at every
-    step, so that training curves are smooth.
+    f: (B, m) effect variances.  noise: scalar.  key: of the probes; each block has its own signs.
     """
     c = bucket.sample_size[:, None] * f * bucket.present
     if solve.solver == "cholesky":
