@@ -122,6 +122,7 @@ def read_table(
         _unordered_alleles(),
     ).with_row_index("variant")
     tally = Tally()
+    step = Path(path).name
     if "@" in Path(path).name:
         chromosomes = ours["CHR"].unique(maintain_order=True).to_list()
         paths = [require_file(str(path).replace("@", c), f"annotations of chromosome {c}") for c in chromosomes]
@@ -132,23 +133,23 @@ def read_table(
     used = ""
     for number, (one, share) in enumerate(zip(paths, shares, strict=True)):
         piece = _open(one)
-        used = _match(piece, share, used or key, tally, str(path))
+        used = _match(piece, share, used or key, tally, step)
         if number == 0:
             columns = {name: np.full(variants.height, np.nan, dtype=np.float32) for name in piece.names}
         elif set(piece.names) != set(columns):
             odd = sorted(set(piece.names) ^ set(columns))
             raise InputError(f"{one}: its annotations differ from those of {paths[0]}: {', '.join(odd[:10])}.")
         if number == 0 and piece.ignored:
-            tally.add(path.name, "noted", "columns unused: no annotation", len(piece.ignored), piece.ignored[0])
+            tally.add(step, "noted", "columns unused: no annotation", len(piece.ignored), piece.ignored[0])
         rows = share["variant"].to_numpy()
         found = piece.index >= 0
         for name, values in piece.columns():
             _refuse_conflicts(piece, name, values)
             columns[name][rows[found]] = values.to_numpy()[piece.index[found]]
-    matched = sum(row.count for row in tally.rows if row.step == str(path) and row.action == "kept")
+    matched = sum(row.count for row in tally.rows if row.step == step and row.action == "kept")
     if matched == 0:
         raise InputError(_no_match(paths[0], ours, used))
-    _drop_constant(columns, tally, str(path), keep_constant)
+    _drop_constant(columns, tally, step, keep_constant)
     return Table(columns, used, {str(p): sha256(p) for p in paths}, tally)
 
 
