@@ -126,6 +126,9 @@ class _Truth:
 def measure(quick: bool, progress: Progress) -> dict[str, Any]:
     """Simulate, train every contender, and score it on the test blocks. Returns the figures, ready for JSON."""
     problem = QUICK if quick else Problem()
+    import scipy.linalg  # noqa: F401  # loads the BLAS that JAX uses too, which `threadpool_limits` then finds
+    from threadpoolctl import threadpool_limits
+
     progress("timing", 0, 1)
     timing = _timing_on_one_core(problem)
     progress("timing", 1, 1)
@@ -135,12 +138,13 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
         people=problem.people,
         progress=lambda done, total: progress("simulating LD", done, total),
     )
-    truths = _truths(problem, regions)
-    runs = _train(problem, truths, progress)
-    seeds = []
-    for n, truth in enumerate(truths):
-        progress("scoring test blocks", n, len(truths))
-        seeds.append(_score(problem, truth, runs))
+    with threadpool_limits(1, user_api="blas"):
+        truths = _truths(problem, regions)
+        runs = _train(problem, truths, progress)
+        seeds = []
+        for n, truth in enumerate(truths):
+            progress("scoring test blocks", n, len(truths))
+            seeds.append(_score(problem, truth, runs))
     progress("scoring test blocks", len(truths), len(truths))
     return {
         "settings": asdict(problem) | {"selection": "learning rate and step of the best validation log-likelihood"},

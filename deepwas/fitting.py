@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import polars as pl
-from threadpoolctl import threadpool_limits
 
 from deepwas import __version__
-from deepwas.annotations import Annotations, Standardiser, read_annotations
+from deepwas.annotations import Annotations, read_annotations
 from deepwas.errors import InputError
 from deepwas.files import read_json, write_json
 from deepwas.ld import LDStore, open_ld
@@ -30,9 +24,6 @@ from deepwas.options import FitOptions
 from deepwas.runs import FORMAT, FORMAT_VERSION, RECORD, Fit, check_record, load_fit
 from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats, harmonise, read_harmonised, read_sumstats
 from deepwas.tally import Tally
-
-if TYPE_CHECKING:
-    from deepwas.training.sections import Rotation
 
 __all__ = ["fit"]
 
@@ -83,15 +74,11 @@ def fit(
         else:
             folder.mkdir(exist_ok=True)
             write_json(folder / RECORD, record)
-    job = _Job(store, trait, features, options, folder, record, progress or (lambda *_: None))
-    try:
-        # XLA runs blocks side by side. BLAS threads inside each wait for one another by spinning: for matrices of a few
-        # hundred they gain nothing, and on a busy machine they cost several times the work. XLA calls SciPy's BLAS, and
-        # only libraries loaded by now are limited.
-        import scipy.linalg  # noqa: F401
+    from deepwas.training.job import Job
 
-        with threadpool_limits(1, user_api="blas"):
-            result = job.run()
+    job = Job(store, trait, features, options, folder, record, progress or (lambda *_: None))
+    try:
+        result = job.run()
     except InputError:
         # Only some faults show in training, as a column without values on its variants: then, too, nothing stays.
         if fresh and folder is not None:
@@ -238,214 +225,3 @@ def _same_run(folder: Path, record: dict[str, Any]) -> bool:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) < 200 else text[:200] + "..."
-
-
-@dataclass
-class _Job:
-    """One fit under way: data, then the constant prior, then one network per rotation, then the record."""
-
-    store: LDStore
-    trait: HarmonisedSumstats
-    features: Annotations | None
-    options: FitOptions
-    folder: Path | None
-    record: dict[str, Any]
-    progress: Progress
-
-    def run(self) -> Fit:
-        from deepwas.training.baseline import moment_effect_variance
-        from deepwas.training.data import whiten_trait
-        from deepwas.training.heritability import constant_spectra, scale_heritability, truncation_sensitivity
-        from deepwas.training.sections import make_rotations, split_sections
-
-        begun = time.monotonic()
-        o, frame = self.options, self.trait.frame
-        self.blocks, dropped = whiten_trait(
-            self.store, frame, progress=lambda done, total: self.progress("whitening LD blocks", done, total)
-        )
-        chromosomes = [str(self.store.variants["CHR"][b.rows.start]) for b in self.blocks]
-        sizes = [len(b.z) for b in self.blocks]
-        self.section = split_sections(chromosomes, sizes, o.folds)
-        rotations = make_rotations(self.section)[: o.folds if o.cross_fit else 1]
-        scores = self.store.variants["LDSCORE"].to_numpy()[frame["VARIANT"].to_numpy()]
-        moment = moment_effect_variance(frame["Z"].to_numpy(), scores, frame["N"].to_numpy())
-        self.spectra = constant_spectra(self.blocks)
-        constant = scale_heritability(self.spectra, sum(sizes), moment, o.noise)
-        sensitivity = truncation_sensitivity(self.store, frame, start=moment)
-
-        outcomes = self._rotate(rotations, moment)
-        cross = outcomes if o.cross_fit else None
-        result = self._assemble(outcomes)
-        self.record["counts"] += dropped.as_list()
-        self.record |= {
-            "status": "complete",
-            "environment": _environment(),
-            "size": {
-                "blocks": len(self.blocks),
-                "variants_in_store": self.store.n_variants,
-                "variants_modelled": sum(sizes),
-                "variants_scored": int(sum(b.observed.sum() for b in self.blocks)),
-                "eigenvalues": int(sum(len(b.whitened) for b in self.blocks)),
-                "mean_sample_size": float(frame["N"].mean()),  # type: ignore[arg-type]
-                "mean_chi2": float(np.mean(frame["Z"].to_numpy() ** 2)),
-            },
-            "heritability": {
-                "moment": moment * sum(sizes),
-                "constant": constant,
-                "plain": self._heritability(result.variants["SNPVAR_PLAIN"], outcomes[:1]),
-                "cross_fitted": self._heritability(result.variants["SNPVAR_CROSS"], cross) if cross else None,
-            },
-            "sensitivity": sensitivity,
-            "held_out": {
-                "plain": _held_out(outcomes[:1]),
-                "cross_fitted": _held_out(cross) if cross else None,
-            },
-            "rotations": [x["record"] for x in outcomes],
-            "priors": [],
-            "seconds": round(time.monotonic() - begun, 3),
-        }
-        return result
-
-    def _rotate(self, rotations: list[Rotation], moment: float) -> list[dict[str, Any]]:
-        """Train one network per rotation; each outcome holds the network, log f of every variant, and its record."""
-        from deepwas.training.baseline import fit_scale, log_density
-
-        if self.options.network != "constant":
-            from deepwas.training.data import pack_blocks
-            from deepwas.training.loop import Trainer
-
-            trainer = Trainer(pack_blocks(self.blocks), self.options, n_panel=self.store.n_samples)
-        outcomes = []
-        for r, rotation in enumerate(rotations):
-            noise = self.options.noise
-            start = (float(np.log(moment)), 1.0 if noise is None else noise)
-            base = fit_scale([self.spectra[i] for i in rotation.train], noise=noise, start=start)
-            null = log_density([self.spectra[i] for i in rotation.test], base.log_scale, base.noise)
-            record: dict[str, Any] = {
-                "rotation": r,
-                "train_blocks": rotation.train.tolist(),
-                "validation_blocks": rotation.validation.tolist(),
-                "test_blocks": rotation.test.tolist(),
-                "constant": {"log_effect_variance": base.log_scale, "noise": base.noise},
-                "test_log_likelihood_constant": null.tolist(),
-            }
-            if self.options.network == "constant":
-                record |= {"network": None, "noise": base.noise, "test_log_likelihood": null.tolist()}
-                log_f = np.full(self.store.n_variants, base.log_scale)
-                outcomes.append({"record": record, "log_f": log_f, "network": None, "standardiser": None})
-                continue
-            outcomes.append(self._train(trainer, r, len(rotations), rotation, base, record))
-        return outcomes
-
-    def _train(
-        self, trainer: Any, r: int, count: int, rotation: Rotation, base: Any, record: dict[str, Any]
-    ) -> dict[str, Any]:
-        from deepwas.networks import make_network, predict_log_variance
-        from deepwas.training.data import pack_features
-
-        o = self.options
-        assert self.features is not None
-        rows = np.concatenate([np.arange(self.blocks[i].rows.start, self.blocks[i].rows.stop) for i in rotation.train])
-        standardiser = Standardiser.fit(self.features, rows)
-        values = standardiser.transform(self.features)
-        network = make_network(o.network, values.shape[1], base.log_scale, hidden=o.hidden, seed=o.seed * 1000 + r)
-        packed = pack_features(self.blocks, trainer.host_buckets, values)
-        trained = trainer.train(
-            network,
-            base.noise,
-            packed,
-            rotation.train,
-            rotation.validation,
-            rotation=r,
-            constant_variance=float(np.exp(base.log_scale)),
-            folder=None if self.folder is None else self.folder / f"rotation_{r}",
-            progress=lambda done, total: self.progress("training", r * total + done, count * total),
-        )
-        before = trainer.log_likelihood(trained.start, packed, rotation.test)
-        after = trainer.log_likelihood(trained.best, packed, rotation.test)
-        record |= {
-            "network": {
-                "log_base": base.log_scale,
-                "inputs": list(standardiser.output_names),
-                "standardiser": standardiser.as_dict(),
-                "best_step": trained.best_step,
-                "last_step": trained.last_step,
-                "validation_gain": trained.validation_gain,
-                "events": trained.events,
-            },
-            "noise": trained.noise,
-            "test_log_likelihood_constant": before.tolist(),
-            "test_log_likelihood": after.tolist(),
-        }
-        network = trained.best.network()
-        log_f = predict_log_variance(network, values)
-        return {"record": record, "log_f": log_f, "network": network, "standardiser": standardiser}
-
-    def _assemble(self, outcomes: list[dict[str, Any]]) -> Fit:
-        """The table of variants with their priors, and the `Fit` around it."""
-        names = ("CHR", "SNP", "BP", "A1", "A2")
-        keep = np.concatenate([np.arange(b.rows.start, b.rows.stop) for b in self.blocks])
-        sizes = [len(b.z) for b in self.blocks]
-        frame = self.store.variants.select(*names).with_row_index("VARIANT")
-        scored = self.trait.frame.select("VARIANT", "Z", "N")
-        plain = np.exp(outcomes[0]["log_f"])
-        columns = {
-            "BLOCK": np.repeat([b.number for b in self.blocks], sizes),
-            "SECTION": np.repeat(self.section, sizes),
-            "SNPVAR_PLAIN": plain[keep],
-        }
-        if self.options.cross_fit:
-            own = np.repeat(self.section, sizes)
-            stacked = np.stack([x["log_f"] for x in outcomes])
-            columns["SNPVAR_CROSS"] = np.exp(stacked[own, keep])
-        variants = frame[keep].hstack(pl.DataFrame(columns)).join(scored, on="VARIANT", how="left")
-        variants = variants.sort("VARIANT").drop("VARIANT")
-        return Fit(
-            record=self.record,
-            variants=variants,
-            networks=[x["network"] for x in outcomes],
-            standardisers=[x["standardiser"] for x in outcomes],
-            folder=self.folder,
-        )
-
-    def _heritability(self, snpvar: pl.Series, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-        from deepwas.training.heritability import heritability
-
-        values = snpvar.to_numpy()
-        ends = np.cumsum([len(b.z) for b in self.blocks])
-        f = np.split(values, ends[:-1])
-        noise = float(np.mean([x["record"]["noise"] for x in outcomes]))
-        return heritability(self.blocks, f, noise, self.options.noise is None)
-
-
-def _held_out(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Log-likelihood of blocks that neither training nor early stopping saw, over that of the constant prior."""
-    blocks = np.concatenate([x["record"]["test_blocks"] for x in outcomes]).astype(int)
-    model = np.concatenate([x["record"]["test_log_likelihood"] for x in outcomes])
-    null = np.concatenate([x["record"]["test_log_likelihood_constant"] for x in outcomes])
-    gain = model - null
-    count = len(gain)
-    error = float(np.sqrt(count) * np.std(gain, ddof=1)) if count > 1 else None
-    return {
-        "blocks": blocks.tolist(),
-        "log_likelihood": float(model.sum()),
-        "log_likelihood_constant": float(null.sum()),
-        "gain": float(gain.sum()),
-        "standard_error": error,
-        "gain_by_block": gain.tolist(),
-    }
-
-
-def _environment() -> dict[str, Any]:
-    import jax
-
-    devices = jax.devices()
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "polars", "h5py")
-    return {
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
-        "x64": bool(jax.config.read("jax_enable_x64")),
-        "packages": {name: version(name) for name in packages},
-    }

@@ -163,11 +163,11 @@ class Fit:
                 rotation["test_log_likelihood_constant"],
                 strict=True,
             )
-        found = pl.DataFrame(
-            rows, schema=["row", "LOG_LIKELIHOOD", "LOG_LIKELIHOOD_CONSTANT"], orient="row"
-        ).with_columns(GAIN=pl.col("LOG_LIKELIHOOD") - pl.col("LOG_LIKELIHOOD_CONSTANT"))
-        index = places.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
-        return index.join(found, on="row", how="inner").sort("row").drop("row")
+        schema = {"BLOCK": pl.Int64, "LOG_LIKELIHOOD": pl.Float64, "LOG_LIKELIHOOD_CONSTANT": pl.Float64}
+        found = pl.DataFrame(rows, schema=schema, orient="row").with_columns(
+            GAIN=pl.col("LOG_LIKELIHOOD") - pl.col("LOG_LIKELIHOOD_CONSTANT")
+        )
+        return places.join(found, on="BLOCK", how="inner", maintain_order="left")
 
 
 def check_record(record: Any, folder: Path) -> None:

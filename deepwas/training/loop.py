@@ -269,8 +269,8 @@ class Trainer:
             start.parameters,
             [self._first_solve(*b.shape) for b in self.buckets],
         )
-        # Probes are drawn afresh at each step: a network fits the error of signs that stay the same, which cost half of
-        # what then still separates CG from Cholesky on held-out blocks, and drives it to priors that CG cannot solve.
+        # Probes are drawn afresh at each step: a network fits the error of signs that stay the same, loses held-out
+        # likelihood by it, and drifts to priors that CG cannot solve.
         key = jax.random.key(o.seed)
         constant = jnp.asarray([constant_variance, noise], jnp.float32)
         per_epoch = len(self.batches(train, 0, rotation))

@@ -1,0 +1,269 @@
+"""One fit, from harmonised inputs to a complete record: the constant prior, then one network per rotation."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import polars as pl
+import scipy.linalg  # noqa: F401 - its BLAS is what XLA calls; see Job.run
+from threadpoolctl import threadpool_limits
+
+from deepwas.annotations import Annotations, Standardiser
+from deepwas.ld import LDStore
+from deepwas.networks import make_network, predict_log_variance
+from deepwas.options import FitOptions
+from deepwas.runs import Fit
+from deepwas.sumstats import HarmonisedSumstats
+from deepwas.tally import Tally
+from deepwas.training.baseline import ScaleFit, fit_scale, log_density, moment_effect_variance
+from deepwas.training.data import pack_blocks, pack_features, whiten_trait
+from deepwas.training.heritability import (
+    constant_spectra,
+    heritability,
+    scale_heritability,
+    truncation_sensitivity,
+)
+from deepwas.training.loop import Trainer
+from deepwas.training.sections import Rotation, make_rotations, split_sections
+
+__all__ = ["Job"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class _Outcome:
+    """One rotation: its part of the record, log f of every variant of the store, and what predicted it."""
+
+    record: dict[str, Any]
+    log_f: np.ndarray
+    network: Any = None
+    standardiser: Standardiser | None = None
+
+
+@dataclass
+class Job:
+    """One fit under way: data, then the constant prior, then one network per rotation, then the record."""
+
+    store: LDStore
+    trait: HarmonisedSumstats
+    features: Annotations | None
+    options: FitOptions
+    folder: Path | None
+    record: dict[str, Any]
+    progress: Progress
+
+    def run(self) -> Fit:
+        """Fit, and return the `Fit` with its record complete."""
+        # XLA runs blocks side by side. BLAS threads inside each wait for one another by spinning: for matrices of a few
+        # hundred they gain nothing, and on a busy machine they cost several times the work. XLA calls SciPy's BLAS, and
+        # only libraries that are loaded by now are limited.
+        with threadpool_limits(1, user_api="blas"):
+            return self._run()
+
+    def _run(self) -> Fit:
+        begun = time.monotonic()
+        o, frame = self.options, self.trait.frame
+        self.blocks, dropped = whiten_trait(
+            self.store, frame, progress=lambda done, total: self.progress("whitening LD blocks", done, total)
+        )
+        self.record["counts"] += dropped.as_list()
+        chromosomes = [str(self.store.variants["CHR"][b.rows.start]) for b in self.blocks]
+        sizes = [len(b.z) for b in self.blocks]
+        self.section = split_sections(chromosomes, sizes, o.folds)
+        rotations = make_rotations(self.section)[: o.folds if o.cross_fit else 1]
+        standardisers = self._standardisers(rotations)
+        scores = self.store.variants["LDSCORE"].to_numpy()[frame["VARIANT"].to_numpy()]
+        moment = moment_effect_variance(frame["Z"].to_numpy(), scores, frame["N"].to_numpy())
+        self.spectra = constant_spectra(self.blocks)
+        constant = scale_heritability(self.spectra, sum(sizes), moment, o.noise)
+        sensitivity = truncation_sensitivity(self.store, frame, start=moment)
+
+        bases = [self._constant(r, rotation, moment) for r, rotation in enumerate(rotations)]
+        if o.network == "constant":
+            outcomes = [self._without_network(*base) for base in bases]
+        else:
+            trainer = Trainer(pack_blocks(self.blocks), o, n_panel=self.store.n_samples)
+            outcomes = [
+                self._train(trainer, rotation, standardiser, *base, count=len(rotations))
+                for rotation, standardiser, base in zip(rotations, standardisers, bases, strict=True)
+            ]
+        cross = outcomes if o.cross_fit else None
+        result = self._assemble(outcomes)
+        self.record |= {
+            "status": "complete",
+            "environment": _environment(),
+            "size": {
+                "blocks": len(self.blocks),
+                "variants_in_store": self.store.n_variants,
+                "variants_modelled": sum(sizes),
+                "variants_scored": int(sum(b.observed.sum() for b in self.blocks)),
+                "eigenvalues": int(sum(len(b.whitened) for b in self.blocks)),
+                "mean_sample_size": float(np.mean(frame["N"].to_numpy())),
+                "mean_chi2": float(np.mean(frame["Z"].to_numpy() ** 2)),
+            },
+            "heritability": {
+                "moment": moment * sum(sizes),
+                "constant": constant,
+                "plain": self._heritability(result.variants["SNPVAR_PLAIN"], outcomes[:1]),
+                "cross_fitted": self._heritability(result.variants["SNPVAR_CROSS"], cross) if cross else None,
+            },
+            "sensitivity": sensitivity,
+            "held_out": {
+                "plain": _held_out(outcomes[:1]),
+                "cross_fitted": _held_out(cross) if cross else None,
+            },
+            "rotations": [x.record for x in outcomes],
+            "priors": [],
+            "seconds": round(time.monotonic() - begun, 3),
+        }
+        return result
+
+    def _standardisers(self, rotations: Sequence[Rotation]) -> list[Standardiser]:
+        """Means and scales of each rotation's training variants, all before training: their faults show at once."""
+        if self.features is None or self.options.network == "constant":
+            return []
+        fitted = []
+        for rotation in rotations:
+            ranges = [self.blocks[i].rows for i in rotation.train]
+            fitted.append(Standardiser.fit(self.features, np.concatenate([np.arange(r.start, r.stop) for r in ranges])))
+        tally = Tally()
+        fitted[0].transform(self.features, tally=tally)
+        self.record["counts"] += tally.as_list()
+        return fitted
+
+    def _constant(self, r: int, rotation: Rotation, moment: float) -> tuple[ScaleFit, dict[str, Any]]:
+        """The constant prior of a rotation's training blocks, and the start of the rotation's record."""
+        noise = self.options.noise
+        start = (float(np.log(moment)), 1.0 if noise is None else noise)
+        base = fit_scale([self.spectra[i] for i in rotation.train], noise=noise, start=start)
+        held_out = log_density([self.spectra[i] for i in rotation.test], base.log_scale, base.noise)
+        record = {
+            "rotation": r,
+            "train_blocks": [self.blocks[i].number for i in rotation.train],
+            "validation_blocks": [self.blocks[i].number for i in rotation.validation],
+            "test_blocks": [self.blocks[i].number for i in rotation.test],
+            "constant": {"log_effect_variance": base.log_scale, "noise": base.noise},
+            "network": None,
+            "noise": base.noise,
+            "test_log_likelihood_constant": held_out.tolist(),
+            "test_log_likelihood": held_out.tolist(),
+        }
+        return base, record
+
+    def _without_network(self, base: ScaleFit, record: dict[str, Any]) -> _Outcome:
+        return _Outcome(record, np.full(self.store.n_variants, base.log_scale))
+
+    def _train(
+        self,
+        trainer: Trainer,
+        rotation: Rotation,
+        standardiser: Standardiser,
+        base: ScaleFit,
+        record: dict[str, Any],
+        *,
+        count: int,
+    ) -> _Outcome:
+        """Train one rotation's network from its constant prior, and score its test blocks, once."""
+        o, r = self.options, record["rotation"]
+        assert self.features is not None
+        values = standardiser.transform(self.features)
+        packed = pack_features(self.blocks, trainer.host_buckets, values)
+        trained = trainer.train(
+            make_network(o.network, values.shape[1], base.log_scale, hidden=o.hidden, seed=o.seed * 1000 + r),
+            base.noise,
+            packed,
+            rotation.train,
+            rotation.validation,
+            rotation=r,
+            constant_variance=float(np.exp(base.log_scale)),
+            folder=None if self.folder is None else self.folder / f"rotation_{r}",
+            progress=lambda done, total: self.progress("training", r * total + done, count * total),
+        )
+        # Both in the same arithmetic, so that a network that never moved gains exactly 0.
+        before = trainer.log_likelihood(trained.start, packed, rotation.test)
+        after = trainer.log_likelihood(trained.best, packed, rotation.test)
+        record |= {
+            "network": {
+                "log_base": base.log_scale,
+                "inputs": list(standardiser.output_names),
+                "standardiser": standardiser.as_dict(),
+                "best_step": trained.best_step,
+                "last_step": trained.last_step,
+                "validation_gain": trained.validation_gain,
+                "events": trained.events,
+            },
+            "noise": trained.noise,
+            "test_log_likelihood_constant": before.tolist(),
+            "test_log_likelihood": after.tolist(),
+        }
+        network = trained.best.network()
+        return _Outcome(record, predict_log_variance(network, values), network, standardiser)
+
+    def _assemble(self, outcomes: Sequence[_Outcome]) -> Fit:
+        """The table of variants with their priors, and the `Fit` around it."""
+        keep = np.concatenate([np.arange(b.rows.start, b.rows.stop) for b in self.blocks])
+        sizes = [len(b.z) for b in self.blocks]
+        section = np.repeat(self.section, sizes)
+        columns = {
+            "BLOCK": np.repeat([b.number for b in self.blocks], sizes),
+            "SECTION": section,
+            "SNPVAR_PLAIN": np.exp(outcomes[0].log_f[keep]),
+        }
+        if self.options.cross_fit:
+            columns["SNPVAR_CROSS"] = np.exp(np.stack([x.log_f for x in outcomes])[section, keep])
+        frame = self.store.variants.select("CHR", "SNP", "BP", "A1", "A2").with_row_index("VARIANT")
+        scored = self.trait.frame.select("VARIANT", "Z", "N")
+        variants = frame[keep].hstack(pl.DataFrame(columns)).join(scored, on="VARIANT", how="left")
+        return Fit(
+            record=self.record,
+            variants=variants.sort("VARIANT").drop("VARIANT"),
+            networks=[x.network for x in outcomes],
+            standardisers=[x.standardiser for x in outcomes],
+            folder=self.folder,
+        )
+
+    def _heritability(self, snpvar: pl.Series, outcomes: Sequence[_Outcome]) -> dict[str, Any]:
+        ends = np.cumsum([len(b.z) for b in self.blocks])
+        f = np.split(snpvar.to_numpy(), ends[:-1])
+        noise = float(np.mean([x.record["noise"] for x in outcomes]))
+        return heritability(self.blocks, f, noise, self.options.noise is None)
+
+
+def _held_out(outcomes: Sequence[_Outcome]) -> dict[str, Any]:
+    """Log-likelihood of blocks that neither training nor early stopping saw, over that of the constant prior."""
+    blocks = np.concatenate([x.record["test_blocks"] for x in outcomes]).astype(int)
+    model = np.concatenate([x.record["test_log_likelihood"] for x in outcomes])
+    null = np.concatenate([x.record["test_log_likelihood_constant"] for x in outcomes])
+    gain = model - null
+    count = len(gain)
+    error = float(np.sqrt(count) * np.std(gain, ddof=1)) if count > 1 else None
+    return {
+        "blocks": blocks.tolist(),
+        "log_likelihood": float(model.sum()),
+        "log_likelihood_constant": float(null.sum()),
+        "gain": float(gain.sum()),
+        "standard_error": error,
+        "gain_by_block": gain.tolist(),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    devices = jax.devices()
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "polars", "h5py")
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "x64": bool(jax.config.read("jax_enable_x64")),
+        "packages": {name: version(name) for name in packages},
+    }
