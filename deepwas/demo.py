@@ -12,6 +12,7 @@ from typing import Any
 
 from deepwas.errors import InputError
 from deepwas.files import write_json
+from deepwas.summary import verdicts
 
 __all__ = ["DemoResult", "example_files", "prepare_folder", "run_demo"]
 
@@ -153,18 +154,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: Callable[[str, int, int], No
 
 def _notes(records: dict[str, dict[str, Any]], note: dict[str, Any], out: Path) -> list[str]:
     """What a reader should know before quoting a figure."""
-    lines = [_CAVEAT]
-    for name, record in records.items():
-        if name == "constant":
-            continue
-        held = record["held_out"]["cross_fitted"]
-        gain, error = held["gain"], held["standard_error"]
-        ratio = gain / error if error else 0.0
-        verdict = "better than" if ratio > 2 else "worse than" if ratio < -2 else "not significantly different from"
-        lines.append(
-            f"{name}: held-out log-likelihood {gain:+.1f} nats (standard error {error:.1f}, {ratio:+.1f} of them): "
-            f"{verdict} the constant prior on {len(held['blocks'])} blocks."
-        )
+    lines = [_CAVEAT, *verdicts(records)]
     lines.append(f"{out / 'priors.tsv.gz'}: {note['rows']:,} variants, cross-fitted MLP priors, sum {note['h2']:.5f}")
     lines.append(f"pictures: {out / 'priors.png'}, {out / 'responses.png'}, {out / 'ld.png'}")
     return lines

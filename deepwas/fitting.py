@@ -99,9 +99,11 @@ def _claim(folder: Path, resume: bool) -> Path:
         raise InputError(f"{folder}: is a file; the run needs a folder. Give another name.")
     if not folder.parent.is_dir():
         raise InputError(f"{folder}: the folder {folder.parent} does not exist. Make it first.")
-    if resume and folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+    # A kill while the first record is written leaves only its unfinished copy.
+    busy = folder.exists() and any(".partial." not in x.name for x in folder.iterdir())
+    if resume and busy and not (folder / RECORD).is_file():
         raise InputError(f"{folder}: not empty, and there is no {RECORD} of a run to resume. Give the run's folder.")
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    if busy and not resume:
         raise InputError(
             f"{folder}: not empty. To go on with an interrupted run, give --resume (resume=True); else another folder."
         )
@@ -183,6 +185,9 @@ def _first_record(
             "file": trait.source,
             "sha256": trait.source_sha256,
             "format": trait.source_format,
+            "build": trait.build,
+            "match": trait.match,
+            "qc": trait.options,
             "content": _digest(*(frame[c].to_numpy() for c in ("VARIANT", "Z", "N"))),
         },
         "annotations": None,
@@ -192,7 +197,7 @@ def _first_record(
         inputs["annotations"] = {
             "names": list(features.names),
             "sources": features.sources,
-            "files": {Path(name).name: checksum for name, checksum in features.files.items()},
+            "files": [{"name": Path(name).name, "sha256": checksum} for name, checksum in features.files.items()],
             "content": _digest(features.values),
         }
     return {

@@ -52,7 +52,8 @@ def parse_build(name: str) -> str:
 def read_intervals(path: str | os.PathLike[str], *, names: tuple[str, ...] = ()) -> pl.DataFrame:
     """Read a BED file (plain or gzip): columns CHR, START, END, then as many further columns as `names` asks for.
 
-    0-based, half-open. Header, `track`, `browser` and comment lines are passed over. A separator of tabs or spaces
+    0-based, half-open. A header that starts with chr,
+    chrom or chromosome, and `track`, `browser` and comment lines, are passed over. A separator of tabs or spaces
     is recognised. Errors name the file, the line and what was found.
     """
     frame = read_delimited(path, header=False, comment=("#", "track", "browser"), what="a BED file of intervals")
@@ -63,6 +64,8 @@ def read_intervals(path: str | os.PathLike[str], *, names: tuple[str, ...] = ())
             "Is this a BED file, tab-separated and without a header?"
         )
     frame = frame.select(pl.nth(i).alias(name) for i, name in enumerate(wanted))
+    if frame.height and str(frame["CHR"][0]).lower() in ("chr", "chrom", "chromosome"):
+        frame = frame.slice(1)
     frame = frame.with_columns(
         normalise_chromosome("CHR"),
         numeric_column(frame, "START", path, integer=True, header=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def plot_priors(
     bodies = None if genes is None else _genes_of(genes, lead["CHR"])
     level = None
     if reference is not None:
-        level = float(np.exp(reference.record["rotations"][0]["constant"]["log_effect_variance"]))
+        level = float(reference.record["heritability"]["constant"]["effect_variance"])
 
     figure = Figure(figsize=(13, 7), layout="constrained")
     axes = figure.subplots(3, 2, sharex="col", height_ratios=[3, 3, 1.6], width_ratios=[1.7, 1])
@@ -55,6 +56,8 @@ def plot_priors(
         x = part["BP"].to_numpy() / 1e6
         _association(axes[0, column], x, part, lead)
         _prior(axes[1, column], x, part, level)
+        if fit.cross_fitted:
+            _sections(axes[1, column], part)
         if bodies is not None:
             near = bodies.filter((pl.col("END") > low) & (pl.col("START") < high))
             if column == 0:
@@ -70,7 +73,8 @@ def plot_priors(
             axis.set_visible(False)
     figure.suptitle(
         f"Learned prior ({fit.options.network}{', cross-fitted' if fit.cross_fitted else ''}): "
-        "variance of each variant's effect",
+        "variance of each variant's effect"
+        + ("; dashed: sections, each by its own network" if fit.cross_fitted else ""),
         x=0.01,
         ha="left",
     )
@@ -98,6 +102,13 @@ def _prior(axis: Axes, x: NDArray[Any], part: pl.DataFrame, level: float | None)
         axis.legend(loc="lower right", fontsize=8)
     axis.set_yscale("log")
     axis.set_ylabel("effect variance (SNPVAR)")
+
+
+def _sections(axis: Axes, part: pl.DataFrame) -> None:
+    """Lines where one section of the cross-fit ends and the next, predicted by another network, begins."""
+    for (_, before), (start, after) in pairwise(part.select("BP", "SECTION").iter_rows()):
+        if before != after:
+            axis.axvline(start / 1e6, color=_INK, lw=0.6, ls="--")
 
 
 def _genes_of(path: PathLike, chromosome: str) -> pl.DataFrame:

@@ -32,7 +32,7 @@ BLOCKS = "blocks.csv"
 Which = Literal["scored", "all"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Fit:
     """A learned prior.
 
@@ -49,6 +49,10 @@ class Fit:
     networks: Sequence[nnx.Module | None]
     standardisers: Sequence[Standardiser | None]
     folder: Path | None = field(default=None)
+
+    def __repr__(self) -> str:
+        name, where = self.record["options"]["network"], f", folder {str(self.folder)!r}" if self.folder else ""
+        return f"Fit({name}, {self.variants.height:,} variants, {len(self.networks)} rotation(s){where})"
 
     @property
     def options(self) -> FitOptions:
@@ -109,15 +113,23 @@ class Fit:
             "h2": float(frame["SNPVAR"].sum()),
             "sha256": sha256(target),
         }
-        kept = [x for x in self.record["priors"] if x["file"] != target.name]
+        kept = [x for x in self.record["priors"] if (x["file"], x["sha256"]) != (note["file"], note["sha256"])]
         self.record["priors"] = [*kept, note]
         if self.folder is not None:
             write_json(self.folder / RECORD, self.record)
         return note
 
     def predict(self, annotations: Annotations) -> NDArray[np.float64]:
-        """Effect variance of any variants, (M,), from their annotations, by the first (plain) network."""
+        """Effect variance of any variants, (M,), from their annotations, by the first (plain) network.
+
+        annotations: what `read_annotations` or `annotate` returns, with the columns the fit was given, in their order.
+        """
         from deepwas.networks import predict_log_variance
+
+        if not isinstance(annotations, Annotations):
+            raise InputError(
+                f"annotations is a {type(annotations).__name__}: give deepwas.read_annotations(file, store.variants)."
+            )
 
         network, standardiser = self.networks[0], self.standardisers[0]
         if network is None or standardiser is None:

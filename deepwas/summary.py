@@ -7,37 +7,51 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["fits_table", "sensitivity_table"]
+__all__ = ["fits_table", "sensitivity_table", "verdicts"]
 
 
 def _with_error(value: float, error: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" + ("" if error is None else f" ({error:.{digits}f})")
 
 
+def _kind(record: Mapping[str, Any]) -> str:
+    return "cross_fitted" if record["heritability"]["cross_fitted"] else "plain"
+
+
 def fits_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row a fit: variants, SNP heritability with standard error, noise, held-out gain with standard error, seconds.
 
-    records: the content of `run.json` by the name to show. Cross-fitted figures where they exist, else the plain ones.
+    records: the content of `run.json` by the name to show. SNP heritability is the sum of the prior, plain and
+    cross-fitted; the constant prior's is its maximum-likelihood estimate on all blocks. `scale` is the factor on the
+    whole cross-fitted (or plain) prior that fits best, where the standard error is that of the scale, times h2.
     """
-    table = Table(title="Priors fitted by full likelihood (standard errors in brackets)", title_justify="left")
-    for name in ("prior", "variants scored / modelled", "SNP heritability", "noise"):
-        table.add_column(name, justify="left" if name == "prior" else "right")
-    table.add_column("held-out gain, nats", justify="right")
-    table.add_column("blocks held out", justify="right")
-    table.add_column("seconds", justify="right")
+    table = Table(title="Priors fitted (standard errors in brackets: block jackknife; gains: over blocks)")
+    table.title_justify = "left"
+    table.add_column("prior")
+    for name in (
+        "variants scored / modelled",
+        "h2",
+        "h2, plain",
+        "scale",
+        "noise",
+        "held-out gain, nats",
+        "blocks",
+        "seconds",
+    ):
+        table.add_column(name, justify="right")
     for name, record in records.items():
-        size = record["size"]
-        kind = "cross_fitted" if record["heritability"]["cross_fitted"] else "plain"
-        h2, held = record["heritability"][kind], record["held_out"][kind]
+        size, kind = record["size"], _kind(record)
+        h2, plain, held = record["heritability"][kind], record["heritability"]["plain"], record["held_out"][kind]
+        scale, gain = f"{h2['scale']:.2f}", _with_error(held["gain"], held["standard_error"], 1)
         if record["options"]["network"] == "constant":
-            h2 = record["heritability"]["constant"]
-            gain = "0 (reference)"
-        else:
-            gain = _with_error(held["gain"], held["standard_error"], 1)
+            h2 = plain = record["heritability"]["constant"]
+            scale, gain = "1", "0 (reference)"
         table.add_row(
             name,
             f"{size['variants_scored']:,} / {size['variants_modelled']:,}",
             _with_error(h2["h2"], h2["standard_error"], 5),
+            _with_error(plain["h2"], plain["standard_error"], 5),
+            scale,
             f"{h2['noise']:.2f}",
             gain,
             str(len(held["blocks"])),
@@ -46,9 +60,27 @@ def fits_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def verdicts(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the held-out blocks say of each network, in a sentence."""
+    lines = []
+    for name, record in records.items():
+        if record["options"]["network"] == "constant":
+            continue
+        held = record["held_out"][_kind(record)]
+        gain, error = held["gain"], held["standard_error"]
+        ratio = gain / error if error else 0.0
+        verdict = "better than" if ratio > 2 else "worse than" if ratio < -2 else "not significantly different from"
+        spread = f"standard error {error:.1f}" if error is not None else "one block: no standard error"
+        lines.append(
+            f"{name}: held-out log-likelihood {gain:+.1f} nats ({spread}): {verdict} the constant prior on "
+            f"{len(held['blocks'])} blocks."
+        )
+    return lines
+
+
 def sensitivity_table(rows: Sequence[Mapping[str, Any]], *, of: str) -> Table:
     """Heritability of the constant prior by the eigenvalues used; `of` says what the shares are shares of."""
-    table = Table(title="How the heritability hangs on the LD eigenvalues used", title_justify="left")
+    table = Table(title="How the constant prior's heritability hangs on the LD eigenvalues used", title_justify="left")
     table.add_column(f"share of {of}", justify="right")
     table.add_column("eigenvalues", justify="right")
     table.add_column("h2, noise learned", justify="right")

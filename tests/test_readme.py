@@ -27,7 +27,7 @@ def test_block_runs(index, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     if kind == "sh":
-        assert (tmp_path / "priors.tsv.gz").stat().st_size > 100_000
+        assert (tmp_path / "work" / "priors.tsv.gz").stat().st_size > 100_000
         assert "held-out gain" in done.stdout
     else:
         assert "standard error" in done.stdout

@@ -6,7 +6,7 @@ Annotations are taken as unsigned: the order of the two alleles, and their stran
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -33,6 +33,11 @@ _ALIASES = {
     "BP": ("bp", "pos", "position", "base_pair_location", "physpos"),
     "A1": ("a1", "allele1", "effect_allele", "alt"),
     "A2": ("a2", "allele2", "other_allele", "ref"),
+}
+_RESULTS = {
+    *("z", "zscore", "z_score", "t_stat", "tstat", "beta", "b", "effect", "or", "odds_ratio", "log_or"),
+    *("se", "stderr", "standard_error", "p", "pval", "p_value", "pvalue", "p.value", "log10p", "neg_log_10_p_value"),
+    *("chisq", "chi2", "n", "neff", "obs_ct", "snpvar", "pip", "posterior", "variant", "section"),
 }
 _NOT_ANNOTATIONS = ("cm", "genpos")
 _AT_ONCE = 16  # Parquet columns read together: bounds the memory beyond the result
@@ -181,10 +186,22 @@ def _open(path: Path) -> _Piece:
         chosen = _key_columns(header, path)
     keys = _keys(text, chosen, path, header_lines=0 if parquet else 1)
     names = [name for name in header if _is_annotation(name)]
+    _refuse_results(path, names)
     if not names:
         raise InputError(f"{path}: no annotation column beside {' '.join(header)}.")
     ignored = [name for name in header if name not in chosen.values() and name not in names]
     return _Piece(path, keys, names, 0 if parquet else 1, frame, ignored)
+
+
+def _refuse_results(path: Path, names: Sequence[str]) -> None:
+    """A GWAS, z-scores or priors taken for annotations would show a network what it is to predict."""
+    results = [name for name in names if name.lower() in _RESULTS]
+    if results:
+        raise InputError(
+            f"{path}: column {', '.join(results)} holds the outcome of a GWAS or of a fit, not an annotation: a prior "
+            "learned from it would see the z-scores it is judged on. Is this the annotation file? If the column is one "
+            "after all, rename it."
+        )
 
 
 def _is_annotation(name: str) -> bool:

@@ -6,6 +6,7 @@ for JAX. Wrong input prints the message of an `InputError` and ends with exit co
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cache
 from typing import Annotated
@@ -64,5 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
         # Typer turns an interrupt inside a command into exit code 130, without a word.
         if isinstance(end, SystemExit) and end.code != 130:
             raise
-        typer.echo("deepwas: interrupted; finished steps are kept where the command writes a run folder", err=True)
+        typer.echo("deepwas: interrupted. Nothing unfinished was left; a fit goes on with --resume.", err=True)
+        if arguments is None:
+            # The process's own end: threads of JAX and its checkpoint library may crash it when they are torn down.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)
         sys.exit(130)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -61,7 +63,34 @@ def say_tally(tally: Tally) -> None:
 
 @contextmanager
 def progress_of_stages() -> Iterator[StageAdvance]:
-    """Progress of work in several named stages: `advance(what, done, total)`; a bar each, or plain lines."""
+    """Progress of work in several named stages: `advance(what, done, total)`; a bar each, or plain lines.
+
+    An interrupt that a library swallowed is raised again at the next advance.
+    """
+    interrupted = threading.Event()
+
+    def remember(_signal: int, _frame: Any) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, remember) if main else None
+    try:
+        with _stages() as show_stage:
+
+            def advance(what: str, done: int, total: int, /) -> None:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+                show_stage(what, done, total)
+
+            yield advance
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _stages() -> Iterator[StageAdvance]:
     if not console.is_terminal:
         said: dict[str, int] = {}
 

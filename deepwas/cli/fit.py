@@ -157,7 +157,7 @@ def fit(
     if network != "constant" and not annotations:
         raise InputError(f"the {network} network needs annotations. Give --annotations, or --network constant.")
     from deepwas.fitting import fit as run_fit
-    from deepwas.summary import fits_table, sensitivity_table
+    from deepwas.summary import fits_table, sensitivity_table, verdicts
 
     with progress_of_stages() as progress:
         result = run_fit(ld, sumstats, annotations or None, options=options, out=out, resume=resume, progress=progress)
@@ -166,6 +166,10 @@ def fit(
     for rotation in record["rotations"]:
         for event in (rotation["network"] or {}).get("events", ()):
             say(f"rotation {rotation['rotation']}: {event}")
+    if record["inputs"]["annotations"] is not None:
+        say(f"annotations: {', '.join(record['inputs']['annotations']['names'])}")
     show(fits_table({network: record}))
     show(sensitivity_table(record["sensitivity"], of="the store's variance"))
+    for line in verdicts({network: record}):
+        say(line)
     say(f"the run is in {out}; write its priors with: deepwas priors {out} --out priors.tsv.gz")

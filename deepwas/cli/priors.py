@@ -47,4 +47,5 @@ def priors(
         out, cross_fitted=False if plain else None, which="all" if all_variants else "scored"
     )
     kind = "cross-fitted" if note["cross_fitted"] else "plain"
-    say(f"{out}: {note['rows']:,} variants, {kind} priors, sum of SNPVAR (h2) {note['h2']:.6g}")
+    left = "" if all_variants else "; those without a z-score are left out (--all-variants keeps them)"
+    say(f"{out}: {note['rows']:,} variants, {kind} priors, sum of SNPVAR {note['h2']:.6g}{left}")

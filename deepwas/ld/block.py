@@ -13,6 +13,7 @@ so that G G^T is diagonal, which makes the likelihood's covariance nearly diagon
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,9 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from deepwas.errors import InputError
+from deepwas.errors import DataWarning, InputError
 
 __all__ = ["LDBlock"]
+
+_NEGATIVE_SHARE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ class LDBlock:
         eigenvalue_floor: eigenvalues of R_SS above it are kept.
         variance_kept: if given, in (0, 1], the fewest eigenvalues that reach this share of the trace of R_SS are kept
             instead (never one at or below rounding error).
-        dtype: of factor and whitener; by default that of R if JAX runs in 64 bits, else float32.
+        dtype: of factor and whitener; by default that of R (at least float32) if JAX runs in 64 bits, else float32.
 
         Raises InputError for a matrix that is not a finite correlation matrix, and when no eigenvalue remains.
         """
@@ -176,10 +179,9 @@ def _default_dtype(given: np.dtype) -> np.dtype:
     """The input's dtype when JAX runs in 64 bits, else float32."""
     import jax
 
-    wide = jax.config.read("jax_enable_x64")
-    return (
-        np.dtype(given) if wide and np.issubdtype(given, np.floating) else np.dtype(np.float32 if not wide else float)
-    )
+    if not jax.config.read("jax_enable_x64"):
+        return np.dtype(np.float32)
+    return np.promote_types(given, np.float32) if np.issubdtype(given, np.floating) else np.dtype(np.float64)
 
 
 def _checked_correlation(R: NDArray[Any]) -> NDArray[np.float64]:
@@ -200,6 +202,13 @@ def _checked_correlation(R: NDArray[Any]) -> NDArray[np.float64]:
         found = matrix[where, where]
         hint = " Some releases store half of the matrix with the diagonal at 0.5: use M + M^T." if found == 0.5 else ""
         raise InputError(f"the LD matrix has {found:.6g} on its diagonal (variant {where}), not 1.{hint}")
+    largest = np.abs(matrix).max()
+    if largest > 1 + tolerance:
+        row, column = np.unravel_index(int(np.abs(matrix).argmax()), matrix.shape)
+        raise InputError(
+            f"the LD matrix has {matrix[row, column]:.6g} at row {row}, column {column}, which is no "
+            "correlation. Divide covariances by both standard deviations."
+        )
     skew = np.abs(matrix - matrix.T).max()
     if skew > tolerance:
         raise InputError(f"the LD matrix is not symmetric (largest difference {skew:.3g}): is it one triangle only?")
@@ -227,6 +236,14 @@ def _eigh_descending(matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], 
 
 def _kept(values: NDArray[np.float64], floor: float, variance_kept: float | None) -> int:
     """How many leading eigenvalues to keep."""
+    negative = -float(values[values < 0].sum())
+    if negative > _NEGATIVE_SHARE * len(values):
+        warnings.warn(
+            f"the LD matrix is not positive semi-definite: its negative eigenvalues, "
+            f"{negative / len(values):.1%} of its trace, are dropped. Were its entries taken from different people?",
+            DataWarning,
+            stacklevel=3,
+        )
     rounding = len(values) * np.finfo(np.float64).eps * max(float(values[0]), 0.0)
     if variance_kept is None:
         count = int((values > max(floor, rounding)).sum())

@@ -138,5 +138,5 @@ def _rule(options: dict[str, object]) -> str:
     elif options["shrinkage"]:
         rule = "every eigenvalue"
     else:
-        rule = "eigenvalues above variants / people (the default)"
+        rule = "eigenvalues above 2 x variants / people (the default)"
     return rule + (f"; R shrunk by {options['shrinkage']:g}" if options["shrinkage"] else "")

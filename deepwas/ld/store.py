@@ -106,6 +106,10 @@ class LDStore:
                 f"{len(eigenvalues)} eigenvalues and {rows.stop - rows.start} variants are stored. "
                 "Build the store again."
             )
+        if not (np.isfinite(factor).all() and np.isfinite(eigenvalues).all()):
+            raise InputError(
+                f"{self.path}: block {index} holds NaN or infinite LD: the file is damaged. Build it again."
+            )
         return LDBlock.from_factor(factor.astype(np.promote_types(factor.dtype, np.float32)), eigenvalues)
 
     def eigenvalues(self, index: int) -> npt.NDArray[np.float64]:

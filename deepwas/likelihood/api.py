@@ -172,7 +172,8 @@ def _check(
 ) -> None:
     """Shape always; finiteness and sign where the value is concrete (not traced)."""
     if np.shape(value) != shape:
-        raise InputError(f"{name} has shape {np.shape(value)}; {shape} is expected.")
+        hint = " For an N per variant see LDBlock.restrict." if name == "sample_size" else ""
+        raise InputError(f"{name} has shape {np.shape(value)}; {shape or 'one number'} is expected.{hint}")
     if isinstance(value, jax.core.Tracer):
         return
     array = np.asarray(value)

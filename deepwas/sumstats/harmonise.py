@@ -26,6 +26,7 @@ MATCH, STRAND, REPEATS = "match", "strand", "repeats"
 _KEYS = {"position": ("CHR", "BP"), "rsid": ("SNP",)}
 _MOVED_SHARE = 0.10
 _ALLELES_SHARE = 0.10
+_LEAST_SHARE = 0.01
 _PANEL_COLUMNS = ("CHR", "SNP", "BP", "A1", "A2", "FREQ")
 
 
@@ -141,12 +142,15 @@ def _choose_key(sumstats: SumStats, frame: pl.DataFrame, panel: pl.DataFrame, op
     if options.match not in ("auto", *counts):
         what = {"position": "chromosomes and positions", "rsid": "identifiers"}[options.match]
         raise InputError(f"{sumstats.path}: the file has no {what} to match by. Leave --match out.")
-    if counts and max(counts.values()) > 0:
+    # Positions of another build meet the store's by chance, one in thousands.
+    near = frame.filter(pl.col("CHR").is_null() | pl.col("CHR").is_in(panel["PANEL_CHR"].unique().to_list()))
+    most = max(counts.values(), default=0)
+    if most > 0 and most >= _LEAST_SHARE * min(near.height, panel.height):
         return max(counts, key=lambda k: counts[k])
     tried = ", ".join(f"{n:,} by {key} and alleles" for key, n in counts.items()) or "no key to match by"
     raise InputError(
-        f"{sumstats.path}: none of its {frame.height:,} variants is among the {panel.height:,} "
-        f"of the LD store ({tried}).\n"
+        f"{sumstats.path}: {'none' if not most else f'only {most:,}'} of its {frame.height:,} variants "
+        f"{'is' if most < 2 else 'are'} among the {panel.height:,} of the LD store ({tried}).\n"
         f"First of the GWAS: {_example(frame, 0)}. First of the LD store: {_example(panel, 0, 'PANEL_')}.\n"
         "Are they of the same genome build, and is the store of the chromosomes and identifiers of the GWAS?"
     )

@@ -179,7 +179,7 @@ class Trainer:
 
         (value, residual), gradient = jax.value_and_grad(loss, has_aux=True)(point.parameters)
         updates, moved = self.optimiser.update(gradient, state, point.parameters)
-        trusted = residual <= _TRUSTED * self.options.rtol
+        trusted = (residual <= _TRUSTED * self.options.rtol) & jnp.isfinite(value)
         parameters, state = jax.tree.map(
             lambda new, old: jnp.where(trusted, new, old),
             (optax.apply_updates(point.parameters, updates), moved),

@@ -62,7 +62,7 @@ def ld_score_terms(
 ) -> tuple[Array, Array]:
     """Minus the weighted squared error (B,) of LD score regression in each block, and zeros.
 
-    r^2 comes from the block's LD, R = G^T G (exact where all variants are scored with equal N, close to it otherwise),
+    r^2 comes from the block's truncated LD, R = G^T G, whose largest directions carry nearly all of the sum of squares,
     adjusted for a panel of n_panel people; weights are those of S-LDSC under the constant prior (effect variance,
     noise).
     """
