@@ -13,7 +13,7 @@ Network = Literal["constant", "linear", "softplus", "mlp"]
 Objective = Literal["likelihood", "ld-score"]
 Solver = Literal["auto", "cholesky", "cg"]
 
-_LEARNING_RATES = {"constant": 0.02, "linear": 0.02, "softplus": 0.02, "mlp": 0.005}
+_LEARNING_RATES = {"constant": 0.02, "linear": 0.02, "softplus": 0.02, "mlp": 0.01}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FitOptions:
     on all
         but two: one for early stopping, one held out.
     steps: most optimiser steps.  batch_blocks: LD blocks a step.
-    learning_rate: peak, or None for the network's default (0.02, MLP 0.005).  weight_decay: of AdamW, on weights.
+    learning_rate: peak, or None for the network's default (0.02, MLP 0.01).  weight_decay: of AdamW, on weights.
     warmup: share of the steps.  clip_norm: largest gradient norm.
     evaluate_every: steps between evaluations (and checkpoints).  patience: evaluations without a better validation
         log-likelihood before training stops.

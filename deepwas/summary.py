@@ -30,8 +30,8 @@ def fits_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("prior")
     for name in (
         "variants scored / modelled",
-        "h2",
-        "h2, plain",
+        "SNP heritability",
+        "plain",
         "scale",
         "noise",
         "held-out gain, nats",

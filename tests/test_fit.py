@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -208,7 +209,7 @@ import deepwas
 folder, resume = sys.argv[1], sys.argv[2] == "resume"
 store = deepwas.open_ld(folder + "/ld.h5")
 options = deepwas.FitOptions(
-    network="mlp", hidden=(8,), folds=4, steps=120, evaluate_every=10, batch_blocks=4, patience=20
+    network="mlp", hidden=(8,), folds=4, steps=120, evaluate_every=10, batch_blocks=4, patience=20, solver=sys.argv[4]
 )
 deepwas.fit(store, folder + "/z.parquet", folder + "/annotations.tsv", options=options, out=sys.argv[3], resume=resume)
 """
@@ -221,29 +222,33 @@ def _metrics(run):
     return record, tables
 
 
+def _evaluations(run):
+    """How many evaluations a run has recorded so far, over its rotations."""
+    return sum(max(len(path.read_text().splitlines()) - 1, 0) for path in run.glob("rotation_*/metrics.csv"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("wait", [0.0, 2.0, 6.0])
-def test_a_killed_run_resumes_to_the_same_figures(inputs, tmp_path, wait):
+@pytest.mark.parametrize(("solver", "evaluations"), [("cholesky", 1), ("cg", 9), ("cholesky", 20)])
+def test_a_killed_run_resumes_to_the_same_figures(inputs, tmp_path, solver, evaluations):
     folder, *_ = inputs
-    reference = folder / "uninterrupted"
-    if not (reference / "run.json").exists():
-        subprocess.run([sys.executable, "-c", _SCRIPT, folder, "new", reference], check=True)
+    reference = folder / f"uninterrupted_{solver}"
+    if not reference.exists():
+        subprocess.run([sys.executable, "-c", _SCRIPT, folder, "new", reference, solver], check=True)
     run = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, folder, "new", run], stderr=subprocess.DEVNULL)
-    first = run / "rotation_0" / "metrics.csv"
+    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, folder, "new", run, solver], stderr=subprocess.DEVNULL)
+    # At a random moment after so many evaluations: in training, in an evaluation, or in writing a checkpoint.
     deadline = time.monotonic() + 120
-    while not first.exists() or len(first.read_text().splitlines()) < 3:
+    while _evaluations(run) < evaluations:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(wait)
-    if process.poll() is None:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert json.loads((run / "run.json").read_text())["status"] == "running"
-        with pytest.raises(InputError, match="not finished"):
-            deepwas.load_fit(run)
-    subprocess.run([sys.executable, "-c", _SCRIPT, folder, "resume", run], check=True)
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 0.1))
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert json.loads((run / "run.json").read_text())["status"] == "running"
+    with pytest.raises(InputError, match="not finished"):
+        deepwas.load_fit(run)
+    subprocess.run([sys.executable, "-c", _SCRIPT, folder, "resume", run, solver], check=True)
     (expected, tables), (found, resumed) = _metrics(reference), _metrics(run)
     for kind in ("plain", "cross_fitted"):
         assert found["held_out"][kind]["gain"] == pytest.approx(expected["held_out"][kind]["gain"], rel=1e-6)
@@ -290,6 +295,68 @@ def test_inputs_that_do_not_fit_together_are_refused(inputs, tmp_path):
         deepwas.fit(store, 3, annotations, options=QUICK)
     with pytest.raises(InputError, match=r"cannot make 90 sections"):
         deepwas.fit(store, z, annotations, options=replace(QUICK, folds=90))
+
+
+def test_blocks_without_a_z_score_are_left_out_and_counted(inputs):
+    _, store, z, annotations, _ = inputs
+    from dataclasses import replace as with_
+
+    rows = store.block_slice(3)
+    some = with_(z, frame=z.frame.filter(~pl.col("VARIANT").is_between(rows.start, rows.stop - 1)))
+    fit = deepwas.fit(store, some, annotations, options=replace(QUICK, steps=15))
+    assert fit.record["size"]["blocks"] == store.n_blocks - 1
+    assert sorted(fit.record["held_out"]["cross_fitted"]["blocks"]) == [b for b in range(store.n_blocks) if b != 3]
+    assert fit.block_table()["BLOCK"].to_list() == fit.variants["BLOCK"].unique(maintain_order=True).to_list()
+    (gone,) = [c for c in fit.record["counts"] if "without any z-score" in c["reason"]]
+    assert gone["count"] == rows.stop - rows.start
+    assert fit.priors(which="all").height == store.n_variants - gone["count"]
+
+
+def test_a_damaged_store_is_refused_and_leaves_nothing(inputs, tmp_path):
+    import shutil
+
+    import h5py
+
+    folder, _, z, annotations, _ = inputs
+    shutil.copy(folder / "ld.h5", tmp_path / "ld.h5")
+    with h5py.File(tmp_path / "ld.h5", "r+") as handle:
+        handle["blocks/00002/factor"][0, 0] = np.nan
+    with deepwas.open_ld(tmp_path / "ld.h5") as store, pytest.raises(InputError, match="block 2 holds NaN"):
+        deepwas.fit(store, z, annotations, options=QUICK, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_outcomes_are_refused_as_annotations(inputs, fitted):
+    folder, store, *_, problem = inputs
+    fitted.write_priors(folder / "taken.tsv")
+    for path, column in ((problem.sumstats, "N, BETA, SE, P"), (folder / "taken.tsv", "SNPVAR, Z, N")):
+        with pytest.raises(InputError, match=rf"column {column}.*outcome of a GWAS"):
+            deepwas.read_annotations(path, store.variants)
+    with pytest.raises(InputError, match="outcome of a GWAS"):
+        deepwas.read_annotations(folder / "z.parquet", store.variants)
+    with pytest.raises(InputError, match=r"give deepwas\.read_annotations"):
+        fitted.predict("annotations.tsv")
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_with_130_and_the_run_resumes(inputs, tmp_path):
+    folder, *_ = inputs
+    command = [sys.executable, "-c", "import sys; from deepwas.cli import main; main()", "fit"]
+    command += ["--ld", folder / "ld.h5", "--sumstats", folder / "z.parquet", "--out", tmp_path / "run"]
+    command += ["--annotations", folder / "annotations.tsv", "--network", "mlp", "--folds", "4", "--patience", "50"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while _evaluations(tmp_path / "run") < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted" in said.splitlines()[-1]
+    assert "--resume" in said.splitlines()[-1]
+    subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert deepwas.load_fit(tmp_path / "run").record["status"] == "complete"
 
 
 def test_broken_run_folders_are_refused(inputs, fitted, tmp_path):

@@ -335,7 +335,7 @@ def test_float32_agrees_with_the_dense_density(float32):
         ({"effect_variance": np.full(10, np.inf)}, r"finite and >= 0; found inf at index 0 \(10 such"),
         ({"noise": 0.0}, r"noise must be finite and > 0; found 0\.0"),
         ({"noise": -1.0}, r"noise must be finite and > 0; found -1\.0"),
-        ({"noise": np.ones(10)}, r"noise has shape \(10,\); \(\) is expected"),
+        ({"noise": np.ones(10)}, r"noise has shape \(10,\); one number is expected"),
         ({"sample_size": 0}, "sample_size must be finite and > 0; found 0"),
         ({"sample_size": np.nan}, "sample_size must be finite and > 0; found nan"),
         ({"effect_mean": np.ones(9)}, r"effect_mean has shape \(9,\)"),

@@ -397,3 +397,10 @@ def test_no_row_vanishes_uncounted(rows, palindromes, match):
     assert result.frame["VARIANT"].is_unique().all()
     assert result.frame["VARIANT"].is_sorted()
     assert 3 in result.frame["VARIANT"]
+
+
+def test_matches_by_chance_are_refused(height, panel):
+    moved = height.frame.with_columns(pl.col("BP") + 400_000, SNP="other" + pl.col("SNP"))
+    shifted = SumStats(moved, height.path, "fastGWA", None, "0" * 64)
+    with pytest.raises(InputError, match=r"only \d+ of its 15,935 variants are among the 15,938"):
+        harmonise(shifted, panel, genome_build="GRCh37")

@@ -94,7 +94,7 @@ def fit(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Peak learning rate. By default 0.02, for the MLP 0.005.",
+            help="Peak learning rate. By default 0.02, for the MLP 0.01.",
             rich_help_panel=_TRAINING,
             show_default=False,
         ),

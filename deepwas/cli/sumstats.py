@@ -129,11 +129,11 @@ def sumstats(
     )
     require_file(file, "GWAS summary statistics")
     require_file(ld, "an LD store, made by `deepwas ld build`,")
-    if out.suffix != ".parquet":
-        raise InputError(f"--out {out}: the z-scores are written as Parquet. Give a name that ends in .parquet.")
     target = require_parent(out)
     if any(target.exists() and target.samefile(given) for given in (file, ld)):
         raise InputError(f"{target}: --out is one of the input files. Choose another name.")
+    if out.suffix != ".parquet":
+        raise InputError(f"--out {out}: the z-scores are written as Parquet. Give a name that ends in .parquet.")
 
     import deepwas.ld
 
