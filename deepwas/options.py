@@ -13,7 +13,7 @@ Network = Literal["constant", "linear", "softplus", "mlp"]
 Objective = Literal["likelihood", "ld-score"]
 Solver = Literal["auto", "cholesky", "cg"]
 
-_LEARNING_RATES = {"constant": 0.02, "linear": 0.02, "softplus": 0.02, "mlp": 0.01}
+_LEARNING_RATES = {"constant": 0.02, "linear": 0.02, "softplus": 0.02, "mlp": 0.005}
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class FitOptions:
     cross_fit: train one network per section of the genome, so that each variant's prior comes from a network that did
         not see its section; otherwise only the first of them is trained.
     folds: number of sections (whole chromosomes where there are enough, else runs of LD blocks). Each network trains
-    on all
-        but two: one for early stopping, one held out.
+        on all but two: one for early stopping, one held out.
     steps: most optimiser steps.  batch_blocks: LD blocks a step.
-    learning_rate: peak, or None for the network's default (0.02, MLP 0.01).  weight_decay: of AdamW, on weights.
+    learning_rate: peak, or None for the network's default (0.02, MLP 0.005).  weight_decay: of AdamW, on weights.
     warmup: share of the steps.  clip_norm: largest gradient norm.
-    evaluate_every: steps between evaluations (and checkpoints).  patience: evaluations without a better validation
-        log-likelihood before training stops.
+    evaluate_every: steps between evaluations, of which every fifth writes a checkpoint; few, because on little data the
+        best step comes early.
+    patience: evaluations without a better validation log-likelihood before training stops.
     seed: of everything random.
     """
 
@@ -54,8 +54,8 @@ class FitOptions:
     weight_decay: float = 0.05
     warmup: float = 0.05
     clip_norm: float = 1.0
-    evaluate_every: int = 20
-    patience: int = 10
+    evaluate_every: int = 5
+    patience: int = 30
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -150,8 +150,7 @@ def plot_responses(fits: Mapping[str, Fit], annotations: Annotations, path: Path
     """How the effect variance changes with each annotation: partial dependence, relative to the mean effect variance.
 
     For each annotation a grid of its observed values replaces it in a sample of variants, and the mean effect variance
-    is
-    shown, by each fit: a thin line for each network of the cross-fit, a thick one for their mean. Bars below: where
+    is shown, by each fit: a thin line for each network of the cross-fit, a thick one for their mean. Bars below: where
     variants are.
     """
     from matplotlib.figure import Figure

@@ -29,8 +29,7 @@ class Standardiser:
         named after the first of them. A column complete in training gets none: nothing could be learnt about
         it. 'mean' adds no column. 'error' refuses missing values.
     clip: standardised values are cut to +-clip standard deviations, so that one extreme variant (a
-    recombination
-        hotspot, a count track) cannot dominate the network; None leaves them.
+        recombination hotspot, a count track) cannot dominate the network; None leaves them.
     constant: columns with one value only on the training rows; their scale is 1, so they carry no information
     there.
     indicators: for each indicator column, the positions of the columns it stands for.

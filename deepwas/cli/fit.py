@@ -94,7 +94,7 @@ def fit(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Peak learning rate. By default 0.02, for the MLP 0.01.",
+            help="Peak learning rate. By default 0.02, for the MLP 0.005.",
             rich_help_panel=_TRAINING,
             show_default=False,
         ),
@@ -109,7 +109,7 @@ def fit(
         float, typer.Option(help="Largest gradient norm.", rich_help_panel=_TRAINING)
     ] = FitOptions.clip_norm,
     evaluate_every: Annotated[
-        int, typer.Option(help="Steps between evaluations and checkpoints.", rich_help_panel=_TRAINING)
+        int, typer.Option(help="Steps between evaluations; a checkpoint every fifth.", rich_help_panel=_TRAINING)
     ] = FitOptions.evaluate_every,
     patience: Annotated[
         int, typer.Option(help="Evaluations without improvement before training stops.", rich_help_panel=_TRAINING)

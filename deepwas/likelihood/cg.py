@@ -39,7 +39,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 class CGDiagnostics(NamedTuple):
     """What a solve reports beside its value.
 
-    residual: largest relative residual ||b - A x|| / ||b|| over the right-hand sides.
+    residual: largest relative residual ||b - A x|| / ||b|| over the right-hand sides, by the recurrence of CG.
     standard_error: of log|B|; from the spread over probes, with the rounding and truncation error of the solve added.
     steps: CG steps taken.
     """

@@ -34,6 +34,7 @@ __all__ = ["Point", "Trained", "Trainer"]
 _EXACT_UP_TO = 2048
 _EVALUATION = Solve("cg", probes=64, rtol=1e-4, max_steps=200)
 _MOST_STEPS = 128
+_CHECKPOINT_EVERY = 5  # evaluations
 _TRUSTED = 10.0  # times rtol: an update whose solve has a greater residual is left out
 
 
@@ -304,7 +305,8 @@ class Trainer:
                 row = self._evaluate(state, taken, gain)
                 taken = []
                 if journal is not None:
-                    journal.add(state, row | {"validation_log_likelihood": gain + float(origin.sum())})
+                    row["validation_log_likelihood"] = gain + float(origin.sum())
+                    journal.add(state, row, last=state.step == o.steps or self._stop(state))
                 if progress is not None:
                     progress(o.steps if self._stop(state) else state.step, o.steps)
         events = [text for _, text in state.events]
@@ -389,6 +391,7 @@ class Journal:
         self.folder = folder
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.metrics: Metrics | None = None
+        self.added = 0
 
     def __enter__(self) -> Journal:
         return self
@@ -410,12 +413,14 @@ class Journal:
             if gain > state.best_value:
                 state.best_value, state.best_step = gain, step
 
-    def add(self, state: _State, row: dict[str, Any]) -> None:
-        """Write one evaluation, then the checkpoint that makes it last."""
+    def add(self, state: _State, row: dict[str, Any], *, last: bool) -> None:
+        """Write one evaluation and, at every fifth and at the last, the checkpoint that makes it permanent."""
         assert self.metrics is not None
         self.metrics.add(**row)
-        write_json(self.folder / "events.json", state.events)
-        self.checkpoints.save(state.step, state.tree())
+        self.added += 1
+        if last or self.added % _CHECKPOINT_EVERY == 0:
+            write_json(self.folder / "events.json", state.events)
+            self.checkpoints.save(state.step, state.tree())
 
 
 def _decays(parameters: Any) -> Any:
