@@ -26,8 +26,8 @@ def demo(
     Height in UK Biobank on chromosome 22, LD from 378 Europeans of the
     1000 Genomes Project: builds the LD store, harmonises the GWAS,
     annotates the variants, fits the constant, log-linear and MLP priors,
-    cross-fitted, and writes priors, tables and pictures. About two minutes
-    on two cores.
+    cross-fitted, and writes priors, tables and pictures. About a minute on
+    two cores.
     """
     from deepwas.demo import prepare_folder, run_demo
 
