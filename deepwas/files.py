@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,12 @@ def require_parent(path: str | os.PathLike[str]) -> Path:
     if target.is_dir():
         raise InputError(f"{target}: is a folder, an output file was expected.")
     return target
+
+
+def refuse_overwrite(target: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """InputError if the output `target` is one of the input files, which its writing would destroy."""
+    if target.exists() and any(Path(given).exists() and target.samefile(given) for given in inputs):
+        raise InputError(f"{target}: the output is one of the input files and would overwrite it. Choose another name.")
 
 
 @contextmanager

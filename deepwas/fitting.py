@@ -59,10 +59,12 @@ def fit(
     Returns a `Fit`. Raises InputError for input that does not fit together.
     """
     options = options or FitOptions()
+    if annotations is None and options.network != "constant":
+        raise InputError(f"the {options.network} network needs annotations. Give --annotations, or --network constant.")
     folder = None if out is None else _claim(Path(out), resume)
     store = ld if isinstance(ld, LDStore) else open_ld(ld)
     trait = _harmonised(sumstats, store, qc)
-    features = _annotated(annotations, store, options)
+    features = _annotated(annotations, store)
     record = _first_record(store, trait, features, options)
     fresh = folder is not None and not (folder / RECORD).exists()
     stood = folder is not None and folder.exists()
@@ -145,12 +147,8 @@ def _is_parquet(path: Path) -> bool:
         return handle.read(4) == b"PAR1"
 
 
-def _annotated(given: Any, store: LDStore, options: FitOptions) -> Annotations | None:
+def _annotated(given: Any, store: LDStore) -> Annotations | None:
     if given is None:
-        if options.network != "constant":
-            raise InputError(
-                f"the {options.network} network needs annotations. Give --annotations, or --network constant."
-            )
         return None
     found = given if isinstance(given, Annotations) else read_annotations(given, store.variants)
     if not found.names:

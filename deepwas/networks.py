@@ -19,10 +19,9 @@ from jax import Array
 from numpy.typing import NDArray
 
 from deepwas.errors import InputError
+from deepwas.options import Network
 
-__all__ = ["LinearPrior", "MLPPrior", "NetworkName", "make_network", "predict_log_variance"]
-
-NetworkName = Literal["constant", "linear", "softplus", "mlp"]
+__all__ = ["LinearPrior", "MLPPrior", "make_network", "predict_log_variance"]
 
 
 class Held(nnx.Variable):
@@ -76,15 +75,15 @@ class MLPPrior(nnx.Module):
 
 
 def make_network(
-    name: NetworkName, n_features: int, log_base: float, *, hidden: Sequence[int] = (32, 32), seed: int = 0
+    name: Network, n_features: int, log_base: float, *, hidden: Sequence[int] = (32, 32), seed: int = 0
 ) -> LinearPrior | MLPPrior:
     """A network by name: 'linear' (log-linear), 'softplus' (softplus-linear) or 'mlp'.
 
     n_features: p, columns of the standardised annotations.  log_base: log f at the start, for every variant.
     hidden: widths of the MLP's layers.  The constant prior has no network: it is fitted in closed form.
     """
-    if name not in get_args(NetworkName):
-        raise InputError(f"network is {name!r}; give one of {', '.join(get_args(NetworkName))}.")
+    if name not in get_args(Network):
+        raise InputError(f"network is {name!r}; give one of {', '.join(get_args(Network))}.")
     if name == "constant":
         raise InputError("the constant prior has no network: see deepwas.training.baseline.")
     if n_features < 1:

@@ -74,10 +74,11 @@ def gene_annotations(
                        in the direction of transcription
     gene_density       genes that overlap the bases within `density_window`; transcripts of a gene count once
     """
+    file = Path(path).name
     genes = require_coverage(variants, read_genes(path), path, "a gene", uncovered, tally)
     bodies = merge_transcripts(genes)
-    tally.add(Path(path).name, "noted", "gene records used", genes.height)
-    tally.add(Path(path).name, "noted", "genes after merging overlapping records of one name", bodies.height)
+    tally.add(file, "noted", "gene records used", genes.height)
+    tally.add(file, "noted", "genes after merging overlapping records of one name", bodies.height)
     forward = pl.col("STRAND") == "+"
     before = pl.when(forward).then(promoter_upstream).otherwise(promoter_downstream)
     after = pl.when(forward).then(promoter_downstream).otherwise(promoter_upstream)
@@ -96,25 +97,25 @@ def gene_annotations(
     return {
         "log_tss_distance": (
             per_chromosome(variants, genes, to_tss),
-            f"log(1 + kb to the nearest transcription start of {Path(path).name})",
+            f"log(1 + kb to the nearest transcription start of {file})",
         ),
         "log_gene_distance": (
             per_chromosome(variants, bodies, lambda p, piece: log_distance(distance(p, *merged(piece)))),
-            f"log(1 + kb to the nearest gene of {Path(path).name})",
+            f"log(1 + kb to the nearest gene of {file})",
         ),
         "gene_body": (
             per_chromosome(variants, bodies, lambda p, piece: inside(p, *merged(piece))),
-            f"1 inside a gene of {Path(path).name}",
+            f"1 inside a gene of {file}",
         ),
         "promoter": (
             per_chromosome(variants, promoters, lambda p, piece: inside(p, *merged(piece))),
             (
-                f"1 from {promoter_upstream:,} bases before a transcription start of {Path(path).name} "
+                f"1 from {promoter_upstream:,} bases before a transcription start of {file} "
                 f"to {promoter_downstream:,} after"
             ),
         ),
         "gene_density": (
             per_chromosome(variants, bodies, density),
-            f"genes of {Path(path).name} that overlap the bases within {density_window:,}",
+            f"genes of {file} that overlap the bases within {density_window:,}",
         ),
     }

@@ -169,23 +169,24 @@ def interval_annotations(
     count: `name_count`, log(1 + intervals that overlap the window).  distance: `name_log_distance`, log(1 + d
     / 1000).
     """
+    file = Path(path).name
     intervals = require_coverage(variants, read_intervals(path), path, "an interval", uncovered, tally)
-    tally.add(Path(path).name, "noted", "intervals used", intervals.height)
+    tally.add(file, "noted", "intervals used", intervals.height)
     made: dict[str, tuple[np.ndarray, str]] = {}
     if "inside" in features:
         values = per_chromosome(variants, intervals, lambda p, piece: inside(p, *_merged(piece)))
-        made[name] = (values, f"1 inside an interval of {Path(path).name}")
+        made[name] = (values, f"1 inside an interval of {file}")
     if "fraction" in features:
         values = per_chromosome(variants, intervals, lambda p, piece: fraction_covered(p, *_merged(piece), window))
-        made[f"{name}_fraction"] = (values, f"share of the bases within {window:,} covered by {Path(path).name}")
+        made[f"{name}_fraction"] = (values, f"share of the bases within {window:,} covered by {file}")
     if "count" in features:
         values = per_chromosome(
             variants, intervals, lambda p, piece: np.log1p(count_overlapping(p, *_bounds(piece), window))
         )
-        made[f"{name}_count"] = (values, f"log(1 + intervals of {Path(path).name} within {window:,} bases)")
+        made[f"{name}_count"] = (values, f"log(1 + intervals of {file} within {window:,} bases)")
     if "distance" in features:
         values = per_chromosome(variants, intervals, lambda p, piece: log_distance(distance(p, *_merged(piece))))
-        made[f"{name}_log_distance"] = (values, f"log(1 + kb to the nearest interval of {Path(path).name})")
+        made[f"{name}_log_distance"] = (values, f"log(1 + kb to the nearest interval of {file})")
     return made
 
 

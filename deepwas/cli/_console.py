@@ -32,22 +32,8 @@ class StageAdvance(Protocol):
 @contextmanager
 def progress(what: str) -> Iterator[Advance]:
     """A progress bar on standard error; plain lines at each tenth when that is not a terminal."""
-    if not console.is_terminal:
-        said = -1
-
-        def plain(done: int, total: int, /) -> None:
-            nonlocal said
-            tenth = 10 * done // max(total, 1)
-            if tenth > said:
-                said = tenth
-                console.print(f"{what}: {done:,} of {total:,}")
-
-        yield plain
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total, /: bars.update(task, completed=done, total=total)
+    with progress_of_stages() as stages:
+        yield lambda done, total, /: stages(what, done, total)
 
 
 def say(text: str) -> None:

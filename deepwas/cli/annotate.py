@@ -9,7 +9,7 @@ import typer
 
 from deepwas.cli._console import say, say_tally
 from deepwas.errors import InputError
-from deepwas.files import require_file, require_parent
+from deepwas.files import refuse_overwrite, require_file, require_parent
 
 if TYPE_CHECKING:
     from deepwas.annotations.intervals import Feature
@@ -130,8 +130,7 @@ def annotate(
     require_parent(out)
     require_file(ld, "an LD store")
     given = [ld, *named.values(), *(path for path in (genes, genetic_map, *(table or [])) if path is not None)]
-    if out.exists() and any(path.exists() and out.samefile(path) for path in given):
-        raise InputError(f"{out}: --out is one of the input files. Choose another name.")
+    refuse_overwrite(out, given)
     with open_ld(ld) as store:
         variants, build = store.variants, store.genome_build
     made = make(variants, genes=genes, genetic_map=genetic_map, intervals=named, tables=table or [], options=options)

@@ -154,8 +154,6 @@ def fit(
     for path in annotations or []:
         if "@" not in path.name:
             require_file(path, "a table of annotations")
-    if network != "constant" and not annotations:
-        raise InputError(f"the {network} network needs annotations. Give --annotations, or --network constant.")
     from deepwas.fitting import fit as run_fit
     from deepwas.summary import fits_table, sensitivity_table, verdicts
 

@@ -114,7 +114,7 @@ def sumstats(
 
     Example: deepwas sumstats GWAS.gz --ld ld.h5 --build GRCh37 --out z.parquet
     """
-    from deepwas.files import require_file, require_parent
+    from deepwas.files import refuse_overwrite, require_file, require_parent
     from deepwas.sumstats import harmonise, read_sumstats
 
     options = QCOptions(
@@ -130,8 +130,7 @@ def sumstats(
     require_file(file, "GWAS summary statistics")
     require_file(ld, "an LD store, made by `deepwas ld build`,")
     target = require_parent(out)
-    if any(target.exists() and target.samefile(given) for given in (file, ld)):
-        raise InputError(f"{target}: --out is one of the input files. Choose another name.")
+    refuse_overwrite(target, (file, ld))
     if out.suffix != ".parquet":
         raise InputError(f"--out {out}: the z-scores are written as Parquet. Give a name that ends in .parquet.")
 

@@ -16,7 +16,7 @@ import polars as pl
 
 from deepwas import __version__
 from deepwas.errors import InputError
-from deepwas.files import require_file, require_parent, sha256
+from deepwas.files import refuse_overwrite, require_file, require_parent, sha256
 from deepwas.genotypes import PlinkPanel, open_plink, standardise
 from deepwas.ld import layout
 from deepwas.ld.block import LDBlock
@@ -53,8 +53,7 @@ def build_ld(
         require_file(options.blocks, "a BED file of LD blocks")
     panel = genotypes if isinstance(genotypes, PlinkPanel) else open_plink(genotypes)
     inputs = [*panel.paths, *([] if options.blocks is None else [options.blocks])]
-    if target.exists() and any(target.samefile(given) for given in inputs):
-        raise InputError(f"{target}: the LD store would overwrite one of its inputs. Choose another name for it.")
+    refuse_overwrite(target, inputs)
     tally = Tally()
     tally.extend(panel.tally)
     plan = plan_blocks(panel, options, tally, progress)

@@ -72,18 +72,27 @@ def heritability(
 
 
 def truncation_sensitivity(
-    store: LDStore, frame: pl.DataFrame, *, start: float, shares: Sequence[float] = SHARES
+    store: LDStore,
+    frame: pl.DataFrame,
+    *,
+    start: float,
+    shares: Sequence[float] = SHARES,
+    whitened: Sequence[TraitBlock] | None = None,
 ) -> list[dict[str, Any]]:
     """Heritability of the constant prior by how many of the store's eigenvalues are used, noise learned and held at 1.
 
     shares: of the variance that the store keeps.  frame: harmonised z-scores.  start: effect variance to begin at.
+    whitened: the blocks at share 1, if they are at hand.
     One row a share: eigenvalues used in all, and h2, standard error and noise under both treatments of the noise. With
     a small panel that is not the GWAS sample these figures differ by far more than their standard errors, which is why
     they are reported together.
     """
     rows = []
     for share in shares:
-        blocks, _ = whiten_trait(store, frame, variance_share=share)
+        if share == 1 and whitened is not None:
+            blocks = list(whitened)
+        else:
+            blocks, _ = whiten_trait(store, frame, variance_share=share)
         spectra = constant_spectra(blocks)
         variants = sum(len(b.z) for b in blocks)
         learned = scale_heritability(spectra, variants, start, None)

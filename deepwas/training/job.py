@@ -85,7 +85,7 @@ class Job:
         moment = moment_effect_variance(frame["Z"].to_numpy(), scores, frame["N"].to_numpy())
         self.spectra = constant_spectra(self.blocks)
         constant = scale_heritability(self.spectra, sum(sizes), moment, o.noise)
-        sensitivity = truncation_sensitivity(self.store, frame, start=moment)
+        sensitivity = truncation_sensitivity(self.store, frame, start=moment, whitened=self.blocks)
 
         bases = [self._constant(r, rotation, moment) for r, rotation in enumerate(rotations)]
         if o.network == "constant":
@@ -135,9 +135,6 @@ class Job:
         for rotation in rotations:
             ranges = [self.blocks[i].rows for i in rotation.train]
             fitted.append(Standardiser.fit(self.features, np.concatenate([np.arange(r.start, r.stop) for r in ranges])))
-        tally = Tally()
-        fitted[0].transform(self.features, tally=tally)
-        self.record["counts"] += tally.as_list()
         return fitted
 
     def _constant(self, r: int, rotation: Rotation, moment: float) -> tuple[ScaleFit, dict[str, Any]]:
@@ -175,7 +172,10 @@ class Job:
         """Train one rotation's network from its constant prior, and score its test blocks, once."""
         o, r = self.options, record["rotation"]
         assert self.features is not None
-        values = standardiser.transform(self.features)
+        tally = Tally()
+        values = standardiser.transform(self.features, tally=tally)
+        if r == 0:
+            self.record["counts"] += tally.as_list()
         packed = pack_features(self.blocks, trainer.host_buckets, values)
         trained = trainer.train(
             make_network(o.network, values.shape[1], base.log_scale, hidden=o.hidden, seed=o.seed * 1000 + r),

@@ -306,7 +306,8 @@ class Trainer:
                 taken = []
                 if journal is not None:
                     row["validation_log_likelihood"] = gain + float(origin.sum())
-                    journal.add(state, row, last=state.step == o.steps or self._stop(state))
+                    due = state.step % (_CHECKPOINT_EVERY * o.evaluate_every) == 0
+                    journal.add(state, row, keep=due or state.step == o.steps or self._stop(state))
                 if progress is not None:
                     progress(o.steps if self._stop(state) else state.step, o.steps)
         events = [text for _, text in state.events]
@@ -391,7 +392,6 @@ class Journal:
         self.folder = folder
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.metrics: Metrics | None = None
-        self.added = 0
 
     def __enter__(self) -> Journal:
         return self
@@ -413,12 +413,11 @@ class Journal:
             if gain > state.best_value:
                 state.best_value, state.best_step = gain, step
 
-    def add(self, state: _State, row: dict[str, Any], *, last: bool) -> None:
-        """Write one evaluation and, at every fifth and at the last, the checkpoint that makes it permanent."""
+    def add(self, state: _State, row: dict[str, Any], *, keep: bool) -> None:
+        """Write one evaluation and, to keep it, the checkpoint that makes it permanent."""
         assert self.metrics is not None
         self.metrics.add(**row)
-        self.added += 1
-        if last or self.added % _CHECKPOINT_EVERY == 0:
+        if keep:
             write_json(self.folder / "events.json", state.events)
             self.checkpoints.save(state.step, state.tree())
 
