@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from deepwas.training.baseline import Spectrum
-    from deepwas.training.data import TraitBlock
+    from deepwas.training.trait import TraitBlock
 
 __all__ = ["draw", "measure", "tables"]
 
@@ -163,7 +163,7 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
 def _truths(problem: Problem, regions: Sequence[Region]) -> list[_Truth]:
     """One trait, annotations and truth per seed, on the same LD."""
     from deepwas.ld import LDBlock
-    from deepwas.training.data import TraitBlock
+    from deepwas.training.trait import TraitBlock
 
     ld = [LDBlock.from_correlation(r.correlation, eigenvalue_floor=problem.eigenvalue_floor) for r in regions]
     ends = np.cumsum([r.m for r in regions])
@@ -212,7 +212,7 @@ def _train(problem: Problem, truths: Sequence[_Truth], progress: Progress) -> li
     """
     from deepwas.networks import make_network, predict_log_variance
     from deepwas.options import FitOptions
-    from deepwas.training.data import pack_blocks, pack_features
+    from deepwas.training.packing import pack_blocks, pack_features
     from deepwas.training.loop import Trainer
 
     blocks = [b for truth in truths for b in truth.blocks]
@@ -368,7 +368,7 @@ def _timing(problem: Problem, *, repeats: int = 15) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from deepwas.training.data import Bucket, pack_blocks
+    from deepwas.training.packing import Bucket, pack_blocks
     from deepwas.training.objective import Solve, likelihood_terms
 
     out = []

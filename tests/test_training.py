@@ -20,7 +20,8 @@ from deepwas.training.baseline import (
     moment_effect_variance,
     spectrum,
 )
-from deepwas.training.data import TraitBlock, pack_blocks, pack_features, plan_shapes
+from deepwas.training.packing import pack_blocks, pack_features, plan_shapes
+from deepwas.training.trait import TraitBlock
 from deepwas.training.objective import Solve, ld_score_terms, likelihood_terms
 from deepwas.training.sections import make_rotations, split_sections
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.training.baseline import Spectrum, fit_scale, jackknife_scale, spectrum
-from deepwas.training.data import TraitBlock, whiten_trait
+from deepwas.training.trait import TraitBlock, whiten_trait
 
 if TYPE_CHECKING:
     import polars as pl

@@ -24,7 +24,6 @@ from deepwas.runs import Fit
 from deepwas.sumstats import HarmonisedSumstats
 from deepwas.tally import Tally
 from deepwas.training.baseline import ScaleFit, fit_scale, log_density, moment_effect_variance
-from deepwas.training.data import pack_blocks, pack_features, whiten_trait
 from deepwas.training.heritability import (
     constant_spectra,
     heritability,
@@ -32,7 +31,9 @@ from deepwas.training.heritability import (
     truncation_sensitivity,
 )
 from deepwas.training.loop import Trainer
+from deepwas.training.packing import pack_blocks, pack_features
 from deepwas.training.sections import Rotation, make_rotations, split_sections
+from deepwas.training.trait import whiten_trait
 
 __all__ = ["Job"]
 

@@ -26,7 +26,7 @@ from deepwas.files import read_json, write_json
 from deepwas.likelihood.api import choose_solver
 from deepwas.options import FitOptions
 from deepwas.training.checkpoints import Checkpoints, Metrics
-from deepwas.training.data import Bucket
+from deepwas.training.packing import Bucket
 from deepwas.training.objective import Solve, ld_score_terms, likelihood_terms
 
 __all__ = ["Point", "Trained", "Trainer"]

@@ -12,7 +12,7 @@ from jax import Array
 from deepwas.likelihood.cg import cg_log_density
 from deepwas.likelihood.exact import exact_log_density
 from deepwas.likelihood.ldscore import ld_score_loss, ld_score_weights
-from deepwas.training.data import Bucket
+from deepwas.training.packing import Bucket
 
 __all__ = ["Solve", "ld_score_terms", "likelihood_terms"]
 
