@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deepwas import ConvergenceWarning, InputError, LDBlock, log_likelihood, log_likelihood_and_grad
-from deepwas.likelihood import cg_log_density, choose_solver, exact_log_density
+from deepwas.likelihood import Factor, cg_log_density, choose_solver, exact_log_density
 from tests import dense
 
 CASES = [
@@ -96,7 +96,7 @@ def test_quadrature_and_standard_error_are_those_of_the_dense_matrix_over_many_k
     @jax.jit
     @jax.vmap
     def estimate(signs):
-        value, found = cg_log_density(y, block.device_factor, c, 0.7, jnp.ones(block.k), signs, 1e-8, 30)
+        value, found = cg_log_density(y, Factor.of(block.device_factor), c, 0.7, jnp.ones(block.k), signs, 1e-8, 30)
         return value, found.standard_error / 2, found.residual
 
     values, errors, residuals = (np.asarray(x) for x in estimate(signs))
@@ -233,8 +233,8 @@ def test_padding_adds_exactly_nothing(solver):
     def value_and_gradients(y, factor, c, noise, real, signs):
         def value(y, c, noise):
             if solver == "cholesky":
-                return exact_log_density(y, factor, c, noise, real)
-            return cg_log_density(y, factor, c, noise, real, signs, 1e-10, 60)[0]
+                return exact_log_density(y, Factor.of(factor), c, noise, real)
+            return cg_log_density(y, Factor.of(factor), c, noise, real, signs, 1e-10, 60)[0]
 
         return jax.value_and_grad(value, argnums=(0, 1, 2))(y, c, noise)
 
@@ -253,8 +253,8 @@ def test_padding_adds_exactly_nothing(solver):
 
 def test_an_empty_block_of_padding_has_density_one():
     zeros, G, c, signs = np.zeros(3), np.zeros((3, 4)), np.ones(4), np.ones((2, 3))
-    assert float(jax.jit(exact_log_density)(zeros, G, c, 0.5, zeros)) == 0
-    value, found = jax.jit(cg_log_density, static_argnums=(6, 7))(zeros, G, c, 0.5, zeros, signs, 1e-8, 5)
+    assert float(jax.jit(exact_log_density)(zeros, Factor.of(G), c, 0.5, zeros)) == 0
+    value, found = jax.jit(cg_log_density, static_argnums=(6, 7))(zeros, Factor.of(G), c, 0.5, zeros, signs, 1e-8, 5)
     assert float(value) == 0
     assert int(found.steps) == 0
     assert np.isfinite(float(found.standard_error))

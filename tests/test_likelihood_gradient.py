@@ -11,7 +11,7 @@ import pytest
 
 from deepwas import LDBlock, log_likelihood, log_likelihood_and_grad
 from deepwas.ld import eigenvalue_floor
-from deepwas.likelihood import cg_log_density, exact_log_density
+from deepwas.likelihood import Factor, cg_log_density, exact_log_density
 from tests import dense
 
 NAMES = ("effect_variance", "noise", "z", "sample_size", "effect_mean")
@@ -90,14 +90,14 @@ def test_the_factor_is_data_and_diagnostics_are_constants(solver):
 
     def density(G):
         if solver == "cholesky":
-            return exact_log_density(y, G, c, 1.0, ones)
-        return cg_log_density(y, G, c, 1.0, ones, signs, 1e-8, 5)[0]
+            return exact_log_density(y, Factor.of(G), c, 1.0, ones)
+        return cg_log_density(y, Factor.of(G), c, 1.0, ones, signs, 1e-8, 5)[0]
 
     with pytest.raises(TypeError, match="LD factor is data"):
         jax.grad(density)(G)
     with pytest.raises(TypeError, match="LD factor is data"):
         jax.jit(jax.grad(density))(G)
-    error = jax.grad(lambda c: cg_log_density(y, G, c, 1.0, ones, signs, 1e-8, 5)[1].standard_error)(c)
+    error = jax.grad(lambda c: cg_log_density(y, Factor.of(G), c, 1.0, ones, signs, 1e-8, 5)[1].standard_error)(c)
     np.testing.assert_array_equal(error, 0)
 
 
@@ -111,7 +111,7 @@ def estimator(rtol: float):
             signs = jax.random.rademacher(key, (16, len(y)), float)
 
             def density(f, noise):
-                return cg_log_density(y, factor, sample_size * f, noise, jnp.ones_like(y), signs, rtol, 60)
+                return cg_log_density(y, Factor.of(factor), sample_size * f, noise, jnp.ones_like(y), signs, rtol, 60)
 
             (value, found), gradient = jax.value_and_grad(density, argnums=(0, 1), has_aux=True)(f, noise)
             return value, *gradient, found.residual

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,8 +15,9 @@ from jax.typing import ArrayLike
 
 from deepwas.errors import ConvergenceWarning, InputError
 from deepwas.ld.block import LDBlock
-from deepwas.likelihood.cg import CGDiagnostics, cg_log_density
+from deepwas.likelihood.cg import CGDiagnostics, cg_log_densities
 from deepwas.likelihood.exact import exact_log_density
+from deepwas.likelihood.factor import Factor
 
 __all__ = ["SolveInfo", "choose_solver", "log_likelihood", "log_likelihood_and_grad"]
 
@@ -25,16 +26,19 @@ Solver = Literal["auto", "cholesky", "cg"]
 _HIGHEST = jax.lax.Precision.HIGHEST
 _EXPECTED_STEPS = 8
 MAX_STEPS = 100
+_JACOBI_STEPS = 40  # before the largest entries are preconditioned too
+_RANK = 32
 
 
 class SolveInfo(NamedTuple):
-    """How a value was found.
+    """How a value was found. Of several traits, each field but solver, and rank, is an array (t,).
 
     solver: 'cholesky' or 'cg'.
-    residual: largest relative residual over the right-hand sides; 0 for Cholesky.
+    residual: largest relative residual over the right-hand sides, the true one; 0 for Cholesky.
     standard_error: of log|B| (the log-likelihood's is half of it); 0 for Cholesky.
     steps: CG steps taken; 0 for Cholesky.
     converged: whether the tolerance asked for was reached (and, for Cholesky, the covariance was positive definite).
+    rank: entries of the effect variance in CG's preconditioner beside the diagonal.
     """
 
     solver: str
@@ -42,17 +46,22 @@ class SolveInfo(NamedTuple):
     standard_error: Any
     steps: Any
     converged: Any
+    rank: int = 0
 
 
-def choose_solver(k: int, m: int, probes: int, steps: int = _EXPECTED_STEPS) -> Literal["cholesky", "cg"]:
-    """The solver that takes fewer floating-point operations for a value and gradient.
+def choose_solver(
+    k: int, m: int, probes: int, steps: int = _EXPECTED_STEPS, traits: int = 1
+) -> Literal["cholesky", "cg"]:
+    """The solver that should be faster for a value and gradient, by operations and by numbers read from memory.
 
-    Cholesky: forming B and the triangular solve 3 k^2 m, factorisation and inverse k^3.
-    CG: 4 (probes + 1) k m a step, and as much as one more step for the gradient.
+    Cholesky: forming B and the triangular solve 3 k^2 m, factorisation and inverse k^3, for each trait.
+    CG: 4 k m operations per step and right-hand side, of which there are probes + 1 a trait, but no less time than
+    reading G takes (once a step, and twice for the squares); a machine does about 5 operations for a byte it reads.
     """
-    cholesky = 3 * k * k * m + k**3
-    cg = 4 * (probes + 1) * k * m * (steps + 1)
-    return "cholesky" if cholesky <= cg else "cg"
+    operations_per_number = 20
+    cholesky = traits * (3 * k * k * m + k**3)
+    step = max(4 * traits * (probes + 1), operations_per_number) * k * m
+    return "cholesky" if cholesky <= step * steps + 2 * operations_per_number * k * m else "cg"
 
 
 def default_rtol(dtype: Any) -> float:
@@ -61,7 +70,7 @@ def default_rtol(dtype: Any) -> float:
 
 
 def log_likelihood(
-    block: LDBlock,
+    block: LDBlock | Any,
     z: ArrayLike,
     effect_variance: ArrayLike,
     *,
@@ -74,35 +83,61 @@ def log_likelihood(
     info: bool = False,
     rtol: float | None = None,
     max_steps: int = MAX_STEPS,
+    rank: int | None = None,
 ) -> Any:
     """Log-likelihood, in nats, of one LD block's z-scores; constants included.
 
     Model: z_S ~ N(sqrt(N) R_S: mu, N R_S: diag(f) R_:S + noise R_SS), seen through the block's whitener:
     y = W z_S ~ N(sqrt(N) G mu, noise I + N G diag(f) G^T), of length k.
 
-    block: `LDBlock`.  z: (s,) z-scores of the scored variants.  effect_variance: (m,), f >= 0, variance of the effect
-    of one standard deviation of genotype, in units of the trait's variance.  sample_size: N, people.  noise: sigma2 >
-    0, 1 when GWAS and LD panel are perfect.  effect_mean: (m,), mu, or None for 0.
-    solver: 'cholesky' (exact), 'cg' (estimated with `probes` random signs drawn from `key`; by default from a fixed
-    key, so that values change smoothly with the parameters), or 'auto', whichever takes fewer operations.
-    rtol, max_steps: of CG; by default 1e-4 in float32 and 1e-8 in float64, and 100.
+    block: `LDBlock`; or the LD matrix R as a CoLA operator, or a `PrecisionOperator`, see `operator_log_likelihood`.
+    z: (s,) z-scores of the scored variants.  effect_variance: (m,), f >= 0, variance of the effect of one standard
+    deviation of genotype, in units of the trait's variance.  sample_size: N, people.  noise: sigma2 > 0, 1 when GWAS
+    and LD panel are perfect.  effect_mean: (m,), mu, or None for 0.
+    Several traits at once, with one pass over the LD for all: z (s, t), effect_variance (m, t) or (m,), sample_size,
+    noise (t,) or one number, effect_mean (m, t) or (m,); the values are (t,).
 
-    Returns the value, or with info=True the value and a `SolveInfo`. A solve that does not converge warns with
-    `ConvergenceWarning`. Differentiable (jax.grad) in z, effect_variance, noise, sample_size and effect_mean; can be
-    traced by jit and vmap. Raises InputError for wrong shapes, negative variances and values that are not finite.
+    solver: 'cholesky' (exact); 'cg', estimated with `probes` random signs drawn from `key` (by default from a fixed
+        key, so that values change smoothly with the parameters); or 'auto', whichever should be faster.
+    rtol, max_steps: of CG; by default 1e-4 in float32 and 1e-8 in float64, and 100.
+    rank: the largest entries of effect_variance that CG's preconditioner holds beside the diagonal. None: none, and 32
+        if that does not converge within 40 steps, as happens when few variants carry most of the variance. If neither
+        converges, 'auto' takes Cholesky.
+
+    Returns the value, or with info=True the value and a `SolveInfo`, which names what was done in the end. A solve that
+    does not converge warns with `ConvergenceWarning`. Differentiable (jax.grad) in z, effect_variance, noise,
+    sample_size and effect_mean; can be traced by jit and vmap, and then takes no second attempt. Raises InputError for
+    wrong shapes, negative variances and values that are not finite.
 
     Sources: Amin, Potapczynski & Wilson 2025 for the full likelihood of a learned prior; `deepwas.likelihood.cg`.
     """
-    function, arguments, chosen = _prepared(
-        block, z, effect_variance, sample_size, noise, solver, probes, key, effect_mean, rtol, max_steps
+    if not isinstance(block, LDBlock):
+        return _of_operator(
+            "operator_log_likelihood",
+            block,
+            z,
+            effect_variance,
+            effect_mean,
+            rank,
+            sample_size=sample_size,
+            noise=noise,
+            solver=solver,
+            probes=probes,
+            key=key,
+            info=info,
+            rtol=rtol,
+            max_steps=max_steps,
+        )
+    asked = _asked(
+        block, z, effect_variance, sample_size, noise, solver, probes, key, effect_mean, rtol, max_steps, rank
     )
-    value, found = function(*arguments)
-    said = _said(chosen, value, found, rtol, block)
+    value, said = _run(asked, _value)
+    value = value if asked.several else value[0]
     return (value, said) if info else value
 
 
 def log_likelihood_and_grad(
-    block: LDBlock,
+    block: LDBlock | Any,
     z: ArrayLike,
     effect_variance: ArrayLike,
     *,
@@ -115,22 +150,77 @@ def log_likelihood_and_grad(
     info: bool = False,
     rtol: float | None = None,
     max_steps: int = MAX_STEPS,
+    rank: int | None = None,
     with_noise: bool = False,
 ) -> Any:
     """`log_likelihood` and its gradient with respect to effect_variance, from one solve.
 
-    Arguments as for `log_likelihood`. Returns (value, gradient (m,)); with_noise=True appends the derivative with
-    respect to noise; info=True appends the `SolveInfo`.
+    Arguments as for `log_likelihood`. Returns (value, gradient (m,)), for several traits (t,) and (m, t);
+    with_noise=True appends the derivative with respect to noise; info=True appends the `SolveInfo`.
     """
-    function, arguments, chosen = _prepared(
-        block, z, effect_variance, sample_size, noise, solver, probes, key, effect_mean, rtol, max_steps
+    if not isinstance(block, LDBlock):
+        return _of_operator(
+            "operator_log_likelihood_and_grad",
+            block,
+            z,
+            effect_variance,
+            effect_mean,
+            rank,
+            sample_size=sample_size,
+            noise=noise,
+            solver=solver,
+            probes=probes,
+            key=key,
+            info=info,
+            rtol=rtol,
+            max_steps=max_steps,
+            with_noise=with_noise,
+        )
+    asked = _asked(
+        block, z, effect_variance, sample_size, noise, solver, probes, key, effect_mean, rtol, max_steps, rank
     )
-    (value, found), (d_variance, d_noise) = _gradient_of(function)(*arguments)
-    said = _said(chosen, value, found, rtol, block)
-    return (value, d_variance, *([d_noise] if with_noise else []), *([said] if info else []))
+    (value, d_variance, d_noise), said = _run(asked, _gradient)
+    found = (value, d_variance.T, d_noise) if asked.several else (value[0], d_variance[0], d_noise[0])
+    return found[: 3 if with_noise else 2] + ((said,) if info else ())
 
 
-def _prepared(
+def _of_operator(
+    name: str, operator: Any, z: ArrayLike, f: ArrayLike, mean: ArrayLike | None, rank: int | None, **others: Any
+) -> Any:
+    """The same for LD that is an operator; CoLA takes seconds to import, so only now."""
+    from deepwas.likelihood import general
+
+    if not general.is_operator(operator):
+        raise InputError(
+            f"the first argument is {type(operator).__name__}; give an LDBlock (LDBlock.from_correlation makes one "
+            "from a matrix), a CoLA operator, or a PrecisionOperator."
+        )
+    for what, value in (("effect_mean", mean), ("rank", rank)):
+        if value is not None:
+            raise InputError(f"{what} is for an LDBlock; LD given as an operator does not take it.")
+    return getattr(general, name)(operator, z, f, **others)
+
+
+class _Attempt(NamedTuple):
+    """One way to solve; hashable, since each is compiled once."""
+
+    solver: str
+    rtol: float = 0.0
+    max_steps: int = 0
+    rank: int = 0
+
+
+class _Asked(NamedTuple):
+    """Checked arguments of t traits: f (t, m), noise (t,), z (s, t), n (t,), mean (t, m), whitener, factor, signs."""
+
+    attempts: Sequence[_Attempt]
+    arguments: tuple[Any, ...]
+    several: bool
+    k: int
+    m: int
+
+
+def _asked(
     block: LDBlock,
     z: ArrayLike,
     effect_variance: ArrayLike,
@@ -142,38 +232,68 @@ def _prepared(
     effect_mean: ArrayLike | None,
     rtol: float | None,
     max_steps: int,
-) -> tuple[Callable[..., Any], tuple[Any, ...], str]:
-    """Checked arguments, and the compiled function that takes them."""
+    rank: int | None,
+) -> _Asked:
     if solver not in ("auto", "cholesky", "cg"):
         raise InputError(f"solver is {solver!r}; give 'auto', 'cholesky' or 'cg'.")
     if probes < 2:
         raise InputError(f"probes is {probes}; at least 2 are needed for a standard error.")
-    _check("z", z, (block.s,))
-    _check("effect_variance", effect_variance, (block.m,), minimum=0)
-    _check("sample_size", sample_size, (), above=0)
-    _check("noise", noise, (), above=0)
+    if max_steps < 1:
+        raise InputError(f"max_steps is {max_steps}; CG takes at least 1 step.")
+    if rank is not None and rank < 0:
+        raise InputError(f"rank is {rank}; give 0 or more entries of the preconditioner.")
+    if rtol is not None and not 0 < rtol < 1:
+        raise InputError(f"rtol is {rtol}; give a relative residual above 0 and below 1, such as 1e-4.")
+    several = np.ndim(z) == 2
+    t = np.shape(z)[1] if several else 1
+    _check("z", z, (block.s, t) if several else (block.s,))
+    wide, one = ((block.m, t), (t,)) if several else (None, None)
+    _check("effect_variance", effect_variance, (block.m,), wide, minimum=0)
+    _check("sample_size", sample_size, (), one, above=0)
+    _check("noise", noise, (), one, above=0)
     if effect_mean is not None:
-        _check("effect_mean", effect_mean, (block.m,))
-    chosen = choose_solver(block.k, block.m, probes) if solver == "auto" else solver
+        _check("effect_mean", effect_mean, (block.m,), wide)
     dtype = block.device_factor.dtype
-    f, n, sigma2 = (jnp.asarray(x, dtype) for x in (effect_variance, sample_size, noise))
+    z, f, n, sigma2 = (jnp.asarray(x, dtype) for x in (z, effect_variance, sample_size, noise))
     mean = jnp.zeros((block.m,), dtype) if effect_mean is None else jnp.asarray(effect_mean, dtype)
-    arguments = (f, sigma2, jnp.asarray(z, dtype), n, mean, block.device_whitener, block.device_factor)
+    arguments = (
+        jnp.broadcast_to(f.T if f.ndim == 2 else f[None], (t, block.m)),
+        jnp.broadcast_to(jnp.reshape(sigma2, (-1,)), (t,)),
+        z if several else z[:, None],
+        jnp.broadcast_to(jnp.reshape(n, (-1,)), (t,)),
+        jnp.broadcast_to(mean.T if mean.ndim == 2 else mean[None], (t, block.m)),
+        block.device_whitener,
+        block.device_factor,
+        jax.random.rademacher(jax.random.key(0) if key is None else key, (probes, block.k), dtype),
+    )
+    chosen = choose_solver(block.k, block.m, probes, traits=t) if solver == "auto" else solver
+    exact = _Attempt("cholesky")
     if chosen == "cholesky":
-        return _exact, arguments, chosen
-    start = jax.random.key(0) if key is None else key
-    signs = jax.random.rademacher(start, (probes, block.k), dtype)
+        return _Asked([exact], arguments, several, block.k, block.m)
     tolerance = default_rtol(dtype) if rtol is None else float(rtol)
-    return _estimator(tolerance, int(max_steps)), (*arguments, signs), chosen
+    steps = int(max_steps)
+    if rank is not None:
+        attempts = [_Attempt("cg", tolerance, steps, rank)]
+    elif any(isinstance(x, jax.core.Tracer) for x in arguments):
+        attempts = [_Attempt("cg", tolerance, steps)]
+    else:
+        attempts = [_Attempt("cg", tolerance, min(steps, _JACOBI_STEPS)), _Attempt("cg", tolerance, steps, _RANK)]
+    return _Asked([*attempts, exact] if solver == "auto" else attempts, arguments, several, block.k, block.m)
 
 
 def _check(
-    name: str, value: Any, shape: tuple[int, ...], minimum: float | None = None, above: float | None = None
+    name: str,
+    value: Any,
+    shape: tuple[int, ...],
+    or_shape: tuple[int, ...] | None = None,
+    minimum: float | None = None,
+    above: float | None = None,
 ) -> None:
     """Shape always; finiteness and sign where the value is concrete (not traced)."""
-    if np.shape(value) != shape:
+    if np.shape(value) not in (shape, or_shape):
         hint = " For an N per variant see LDBlock.restrict." if name == "sample_size" else ""
-        raise InputError(f"{name} has shape {np.shape(value)}; {shape or 'one number'} is expected.{hint}")
+        expected = f"{shape or 'one number'}" + ("" if or_shape is None else f" or {or_shape}")
+        raise InputError(f"{name} has shape {np.shape(value)}; {expected} is expected.{hint}")
     if isinstance(value, jax.core.Tracer):
         return
     array = np.asarray(value)
@@ -183,61 +303,40 @@ def _check(
     if above is not None:
         bad |= array <= above
     if bad.any():
-        where = f" at index {int(np.argmax(bad))}" if shape else ""
+        where = np.argwhere(bad)[0].tolist()
+        place = f" at index {where[0] if len(where) == 1 else tuple(where)}" if where else ""
         bound = f" and >= {minimum}" if minimum is not None else f" and > {above}" if above is not None else ""
         raise InputError(
-            f"{name} must be finite{bound}; found {array[bad][0]}{where} ({int(bad.sum()):,} such values)."
+            f"{name} must be finite{bound}; found {array[bad][0]}{place} ({int(bad.sum()):,} such values)."
         )
 
 
-def _whitened(z: Array, n: Array, mean: Array, whitener: Array, factor: Array) -> Array:
-    y = jnp.matmul(whitener, z, precision=_HIGHEST)
-    return y - jnp.sqrt(n) * jnp.matmul(factor, mean, precision=_HIGHEST)
+def _run(asked: _Asked, of: Callable[[_Attempt], Callable[..., Any]]) -> tuple[Any, SolveInfo]:
+    """The result of the first attempt that converges, or of the last; a traced one cannot be looked at."""
+    for attempt in asked.attempts:
+        result, found = of(attempt)(*asked.arguments)
+        value = result if isinstance(result, Array) else result[0]
+        said = _said(attempt, value, found, asked.several)
+        if isinstance(said.converged, jax.core.Tracer):
+            warn = partial(_warn, attempt.solver, asked.k, asked.m)
+            jax.debug.callback(warn, said.converged, said.residual, said.steps)
+            return result, said
+        if np.all(said.converged):
+            return result, said
+    _warn(said.solver, asked.k, asked.m, said.converged, said.residual, said.steps)
+    return result, said
 
 
-@jax.jit
-def _exact(
-    f: Array, noise: Array, z: Array, n: Array, mean: Array, whitener: Array, factor: Array
-) -> tuple[Array, None]:
-    y = _whitened(z, n, mean, whitener, factor)
-    return exact_log_density(y, factor, n * f, noise, jnp.ones_like(y)), None
-
-
-_ESTIMATORS: dict[tuple[float, int], Callable[..., Any]] = {}
-_GRADIENTS: dict[Callable[..., Any], Callable[..., Any]] = {}
-
-
-def _estimator(rtol: float, max_steps: int) -> Callable[..., Any]:
-    """The compiled CG function of one tolerance; kept, so that each is compiled once per shape."""
-
-    def estimate(f, noise, z, n, mean, whitener, factor, signs):
-        y = _whitened(z, n, mean, whitener, factor)
-        return cg_log_density(y, factor, n * f, noise, jnp.ones_like(y), signs, rtol, max_steps)
-
-    return _ESTIMATORS.setdefault((rtol, max_steps), jax.jit(estimate))
-
-
-def _gradient_of(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Value and gradient in (effect_variance, noise) of a compiled function; kept likewise."""
-    if function not in _GRADIENTS:
-        _GRADIENTS[function] = jax.jit(jax.value_and_grad(function, argnums=(0, 1), has_aux=True))
-    return _GRADIENTS[function]
-
-
-def _said(chosen: str, value: Array, found: CGDiagnostics | None, rtol: float | None, block: LDBlock) -> SolveInfo:
-    """The SolveInfo; warns, now or when the traced program runs, if the solve did not converge."""
+def _said(attempt: _Attempt, value: Array, found: CGDiagnostics | None, several: bool) -> SolveInfo:
+    finite = jnp.isfinite(value)
     if found is None:
-        said = SolveInfo(chosen, 0.0, 0.0, 0, jnp.isfinite(value))
-    else:
-        tolerance = default_rtol(value.dtype) if rtol is None else rtol
-        converged = (found.residual <= tolerance) & jnp.isfinite(value)
-        said = SolveInfo(chosen, *found, converged)
-    warn = partial(_warn, chosen, block.k, block.m)
-    if isinstance(said.converged, jax.core.Tracer):
-        jax.debug.callback(warn, said.converged, said.residual, said.steps)
-    else:
-        warn(said.converged, said.residual, said.steps)
-    return said
+        nothing: Any = jnp.zeros_like(value) if several else 0.0
+        steps: Any = jnp.zeros(value.shape, int) if several else 0
+        return SolveInfo(attempt.solver, nothing, nothing, steps, finite if several else finite[0])
+    # The true residual may exceed the recurrence's, which was held against rtol, by rounding.
+    converged = (found.residual <= 1.1 * attempt.rtol) & finite
+    residual, error, steps, reached = (x if several else x[0] for x in (*found, converged))
+    return SolveInfo(attempt.solver, residual, error, steps, reached, attempt.rank)
 
 
 def _warn(chosen: str, k: int, m: int, converged: Any, residual: Any, steps: Any) -> None:
@@ -253,4 +352,54 @@ def _warn(chosen: str, k: int, m: int, converged: Any, residual: Any, steps: Any
             f"conjugate gradients on a block (k = {k}, m = {m}) stopped after {np.max(steps)} steps at relative "
             f"residual {np.max(residual):.1e}: the value is not reliable. Use solver='cholesky', or raise max_steps."
         )
-    warnings.warn(text, ConvergenceWarning, stacklevel=3)
+    warnings.warn(text, ConvergenceWarning, stacklevel=4)
+
+
+def _whitened(z: Array, n: Array, mean: Array, whitener: Array, factor: Array) -> Array:
+    """(t, k)."""
+    y = jnp.matmul(whitener, z, precision=_HIGHEST).T
+    return y - jnp.sqrt(n)[:, None] * jnp.matmul(mean, factor.T, precision=_HIGHEST)
+
+
+@cache
+def _value(attempt: _Attempt) -> Callable[..., Any]:
+    """The compiled log-likelihoods (t,) and diagnostics, or None, of one way to solve."""
+
+    def exact(f, noise, z, n, mean, whitener, factor, _signs):
+        y = _whitened(z, n, mean, whitener, factor)
+        density = jax.vmap(exact_log_density, in_axes=(0, None, 0, 0, None))
+        return density(y, Factor.of(factor), n[:, None] * f, noise, jnp.ones_like(y[0])), None
+
+    def estimate(f, noise, z, n, mean, whitener, factor, signs):
+        y = _whitened(z, n, mean, whitener, factor)
+        values, found = cg_log_densities(
+            y[None],
+            Factor.of(factor[None]),
+            (n[:, None] * f)[None],
+            noise[None],
+            jnp.ones_like(y[:1]),
+            signs[None],
+            attempt.rtol,
+            attempt.max_steps,
+            attempt.rank,
+            "highest",
+            True,
+        )
+        return values[0], CGDiagnostics(*(x[0] for x in found))
+
+    return jax.jit(exact if attempt.solver == "cholesky" else estimate)
+
+
+@cache
+def _gradient(attempt: _Attempt) -> Callable[..., Any]:
+    """The compiled values, derivatives in (effect_variance, noise), and diagnostics of one way to solve."""
+
+    def total(*arguments):
+        values, found = _value(attempt)(*arguments)
+        return jnp.sum(values), (values, found)
+
+    def both(*arguments):
+        (_, (values, found)), derivatives = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(*arguments)
+        return (values, *derivatives), found
+
+    return jax.jit(both)

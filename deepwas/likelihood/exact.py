@@ -12,16 +12,19 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.linalg import solve_triangular
 
+from deepwas.likelihood.factor import Factor
+
 __all__ = ["exact_log_density"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @jax.custom_vjp
-def exact_log_density(y: Array, factor: Array, c: Array, noise: Array, real: Array) -> Array:
+def exact_log_density(y: Array, factor: Factor, c: Array, noise: Array, real: Array) -> Array:
     """Log density, in nats, of y ~ N(0, B), B = noise I + G diag(c) G^T, constants included.
 
-    y: (k,) whitened z-scores.  factor: (k, m), G.  c: (m,) >= 0, N times the effect variance.  noise: scalar > 0.
+    y: (k,) whitened z-scores.  factor: `Factor` (k, m), G.  c: (m,) >= 0, N times the effect variance.
+    noise: scalar > 0.
     real: (k,) 1 for eigen-directions, 0 for padding: padded rows of y and G must be 0, and contribute exactly 0.
     Cost k^2 m + k^3/3, gradient another k^2 m.  NaN if B is not positive definite in floating point.
 
@@ -29,7 +32,7 @@ def exact_log_density(y: Array, factor: Array, c: Array, noise: Array, real: Arr
         d/dc_j = ((g_j.a)^2 - g_j.B^-1 g_j) / 2;   d/dnoise = (a.a - tr B^-1) / 2;   d/dy = -a.
     LD is data here: asking for the gradient with respect to `factor` is an error.
     """
-    value, _ = _solve(y, factor, c, noise, real)
+    value, _ = _solve(y, factor.decoded(), c, noise, real)
     return value
 
 
@@ -44,28 +47,23 @@ def _solve(y: Array, factor: Array, c: Array, noise: Array, real: Array) -> tupl
 
 
 def _forward(y, factor, c, noise, real):
-    if factor.perturbed:
+    if factor.values.perturbed or factor.scale.perturbed:
         raise TypeError("the LD factor is data: no gradient with respect to it is defined")
-    y, factor, c, noise, real = (x.value for x in (y, factor, c, noise, real))
-    value, (lower, half) = _solve(y, factor, c, noise, real)
+    y, c, noise, real = (x.value for x in (y, c, noise, real))
+    G = Factor(factor.values.value, factor.scale.value).decoded()
+    value, (lower, half) = _solve(y, G, c, noise, real)
     a = solve_triangular(lower, half, lower=True, trans="T")
-    inner = solve_triangular(lower, factor, lower=True)
+    inner = solve_triangular(lower, G, lower=True)
     inverse_root = solve_triangular(lower, jnp.diag(real), lower=True)
-    projected = jnp.matmul(a, factor, precision=_HIGHEST)
+    projected = jnp.matmul(a, G, precision=_HIGHEST)
     d_c = 0.5 * (projected**2 - jnp.sum(inner * inner, axis=0))
     d_noise = 0.5 * (jnp.sum(a * a) - jnp.sum(inverse_root**2))
-    return value, (a, d_c, d_noise, factor, real)
+    return value, (a, d_c, d_noise)
 
 
 def _backward(residuals, cotangent):
-    a, d_c, d_noise, factor, real = residuals
-    return (
-        -cotangent * a,
-        jnp.zeros_like(factor),
-        cotangent * d_c,
-        cotangent * d_noise,
-        jnp.zeros_like(real),
-    )
+    a, d_c, d_noise = residuals
+    return -cotangent * a, None, cotangent * d_c, cotangent * d_noise, None
 
 
 exact_log_density.defvjp(_forward, _backward, symbolic_zeros=True)

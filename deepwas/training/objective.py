@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from deepwas.likelihood.cg import cg_log_density
+from deepwas.likelihood.cg import cg_log_densities
 from deepwas.likelihood.exact import exact_log_density
+from deepwas.likelihood.factor import Factor
 from deepwas.likelihood.ldscore import ld_score_loss, ld_score_weights
+from deepwas.likelihood.products import Precision
 from deepwas.training.packing import Bucket
 
-__all__ = ["Solve", "ld_score_terms", "likelihood_terms"]
+__all__ = ["Solve", "ld_score_terms", "likelihood_terms", "trait_terms"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -23,13 +25,18 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 class Solve:
     """How blocks of one shape are solved in training; hashable, since each choice is compiled once.
 
-    solver: 'cholesky' or 'cg'.  probes, rtol, max_steps: of CG.
+    solver: 'cholesky' or 'cg'.  probes, rtol, max_steps, rank, precision: of CG, see `cg_log_densities`.
+    fixed: take max_steps steps always. Without a test of convergence in the loop, blocks do not wait for one another;
+        the residual tells whether the steps were enough.
     """
 
     solver: Literal["cholesky", "cg"]
     probes: int = 16
     rtol: float = 1e-2
     max_steps: int = 16
+    rank: int = 0
+    precision: Precision = "highest"
+    fixed: bool = False
 
 
 def likelihood_terms(bucket: Bucket, f: Array, noise: Array, key: Array, solve: Solve) -> tuple[Array, Array]:
@@ -37,22 +44,42 @@ def likelihood_terms(bucket: Bucket, f: Array, noise: Array, key: Array, solve: 
 
     f: (B, m) effect variances.  noise: scalar.  key: of the probes; each block has its own signs.
     """
-    c = bucket.sample_size[:, None] * f * bucket.present
+    values, residual = trait_terms(
+        bucket, bucket.whitened[:, None], f[:, None], bucket.sample_size[:, None], noise[None], key, solve
+    )
+    return values[:, 0], residual[:, 0]
+
+
+def trait_terms(
+    bucket: Bucket, whitened: Array, f: Array, sample_size: Array, noise: Array, key: Array, solve: Solve
+) -> tuple[Array, Array]:
+    """Log-likelihoods and residuals, (B, T), of T traits that share the blocks' LD; G is read once for all of them.
+
+    whitened: (B, T, k).  f: (B, T, m).  sample_size: (B, T).  noise: (T,).  `bucket` gives the rest.
+    """
+    if not isinstance(bucket.factor, Factor):  # XXX transition
+        bucket = bucket._replace(factor=Factor.of(bucket.factor))
+    c = sample_size[..., None] * f * bucket.present[:, None]
     if solve.solver == "cholesky":
-        values = jax.vmap(exact_log_density, in_axes=(0, 0, 0, None, 0))(
-            bucket.whitened, bucket.factor, c, noise, bucket.real
-        )
+        traits = jax.vmap(exact_log_density, in_axes=(0, None, 0, 0, None))
+        values = jax.vmap(traits, in_axes=(0, 0, 0, None, 0))(whitened, bucket.factor, c, noise, bucket.real)
         return values, jnp.zeros_like(values)
-    k = bucket.factor.shape[1]
+    k = whitened.shape[-1]
 
     def signs(member: Array) -> Array:
         return jax.random.rademacher(jax.random.fold_in(key, member), (solve.probes, k), c.dtype)
 
-    def density(y: Array, factor: Array, c: Array, noise: Array, real: Array, probes: Array) -> Any:
-        return cg_log_density(y, factor, c, noise, real, probes, solve.rtol, solve.max_steps)
-
-    values, found = jax.vmap(density, in_axes=(0, 0, 0, None, 0, 0))(
-        bucket.whitened, bucket.factor, c, noise, bucket.real, jax.vmap(signs)(bucket.member)
+    values, found = cg_log_densities(
+        whitened,
+        bucket.factor,
+        c,
+        jnp.broadcast_to(noise[None], c.shape[:2]),
+        bucket.real,
+        jax.vmap(signs)(bucket.member),
+        0.0 if solve.fixed else solve.rtol,
+        solve.max_steps,
+        solve.rank,
+        solve.precision,
     )
     return values, found.residual
 
@@ -68,7 +95,8 @@ def ld_score_terms(
     """
 
     def one(block: Bucket, f: Array) -> Array:
-        R = jnp.matmul(block.factor.T, block.factor, precision=_HIGHEST)
+        G = block.factor.decoded() if isinstance(block.factor, Factor) else block.factor  # XXX transition
+        R = jnp.matmul(G.T, G, precision=_HIGHEST)
         squared = R**2 - (1 - R**2) / (n_panel - 2)
         squared = squared * block.present[:, None] * block.present[None, :]
         scores = jnp.sum(squared, axis=1)
