@@ -31,7 +31,7 @@ _RANK = 32
 
 
 class SolveInfo(NamedTuple):
-    """How a value was found. Of several traits, each field but solver, and rank, is an array (t,).
+    """How a value was found. Of several traits, each field but solver and rank is an array (t,).
 
     solver: 'cholesky' or 'cg'.
     residual: largest relative residual over the right-hand sides, the true one; 0 for Cholesky.
@@ -39,6 +39,8 @@ class SolveInfo(NamedTuple):
     steps: CG steps taken; 0 for Cholesky.
     converged: whether the tolerance asked for was reached (and, for Cholesky, the covariance was positive definite).
     rank: entries of the effect variance in CG's preconditioner beside the diagonal.
+    gradient_error: expected length of the error of the gradient in effect_variance; 0 for Cholesky.
+    noise_error: standard error of the derivative in noise; 0 for Cholesky.
     """
 
     solver: str
@@ -47,6 +49,8 @@ class SolveInfo(NamedTuple):
     steps: Any
     converged: Any
     rank: int = 0
+    gradient_error: Any = 0.0
+    noise_error: Any = 0.0
 
 
 def choose_solver(
@@ -316,7 +320,7 @@ def _run(asked: _Asked, of: Callable[[_Attempt], Callable[..., Any]]) -> tuple[A
     for attempt in asked.attempts:
         result, found = of(attempt)(*asked.arguments)
         value = result if isinstance(result, Array) else result[0]
-        said = _said(attempt, value, found, asked.several)
+        said = _said(attempt, value, found, asked)
         if isinstance(said.converged, jax.core.Tracer):
             warn = partial(_warn, attempt.solver, asked.k, asked.m)
             jax.debug.callback(warn, said.converged, said.residual, said.steps)
@@ -327,16 +331,15 @@ def _run(asked: _Asked, of: Callable[[_Attempt], Callable[..., Any]]) -> tuple[A
     return result, said
 
 
-def _said(attempt: _Attempt, value: Array, found: CGDiagnostics | None, several: bool) -> SolveInfo:
-    finite = jnp.isfinite(value)
+def _said(attempt: _Attempt, value: Array, found: CGDiagnostics | None, asked: _Asked) -> SolveInfo:
     if found is None:
-        nothing: Any = jnp.zeros_like(value) if several else 0.0
-        steps: Any = jnp.zeros(value.shape, int) if several else 0
-        return SolveInfo(attempt.solver, nothing, nothing, steps, finite if several else finite[0])
+        none = jnp.zeros_like(value)
+        found = CGDiagnostics(none, none, jnp.zeros(value.shape, int), none, none)
     # The true residual may exceed the recurrence's, which was held against rtol, by rounding.
-    converged = (found.residual <= 1.1 * attempt.rtol) & finite
-    residual, error, steps, reached = (x if several else x[0] for x in (*found, converged))
-    return SolveInfo(attempt.solver, residual, error, steps, reached, attempt.rank)
+    converged = (found.residual <= 1.1 * attempt.rtol) & jnp.isfinite(value)
+    found = found._replace(gradient_error=asked.arguments[3] * found.gradient_error)
+    residual, error, steps, gradient, noise, reached = (x if asked.several else x[0] for x in (*found, converged))
+    return SolveInfo(attempt.solver, residual, error, steps, reached, attempt.rank, gradient, noise)
 
 
 def _warn(chosen: str, k: int, m: int, converged: Any, residual: Any, steps: Any) -> None:

@@ -53,11 +53,16 @@ class CGDiagnostics(NamedTuple):
         `verify` the true one, if that is larger. NaN if the input was.
     standard_error: of log|B|; from the spread over probes, with the rounding and truncation error of the solve added.
     steps: CG steps taken.
+    gradient_error: expected length of the error of the gradient in c, from the spread over probes; with rounding and
+        truncation.
+    noise_error: standard error of the gradient in noise, likewise.
     """
 
     residual: Array
     standard_error: Array
     steps: Array
+    gradient_error: Array
+    noise_error: Array
 
 
 class _Solve(NamedTuple):
@@ -238,35 +243,48 @@ def _solve(
     logs, first = log_quadrature(alphas, betas)
     shift, low_rank = _trace_and_squares(M, factor, noise, real, precision)
     log_trace = size[..., None] * (logs - (first - 1)) + shift[..., None]
-    log_det = M.log_det + jnp.mean(log_trace, axis=-1)
-    value = -0.5 * (size * math.log(2 * math.pi) + log_det + quadratic)
+    mean_log_trace, spread = _mean_and_error(log_trace, axis=-1)
+    value = -0.5 * (size * math.log(2 * math.pi) + M.log_det + mean_log_trace + quadratic)
 
-    count = columns - 1
-    spread = jnp.sum((log_trace - jnp.mean(log_trace, axis=-1, keepdims=True)) ** 2, axis=-1) / (count * (count - 1))
     # An iterate of relative residual rho is off by at most rho^2 |b|^2 / lambda_min(A) in a quadratic form.
     slowest = jnp.max(inverse_trace(run.alphas, run.betas), axis=-1)
     truncation = jnp.max(residuals**2 * norms, axis=-1) * slowest
     rounding = jnp.finfo(y.dtype).eps * (jnp.sum(jnp.abs(jnp.log(M.scale**2)), axis=-1) + quadratic + size)
-    error = jnp.sqrt(spread + truncation**2 + (4 * rounding) ** 2)
+    error = jnp.sqrt(spread**2 + truncation**2 + (4 * rounding) ** 2)
     taken = jnp.max(jnp.sum(run.alphas > 0, axis=0), axis=-1)
-    diagnostics = CGDiagnostics(jnp.max(residuals, axis=-1), error, taken)
-    nothing = (y, c, noise)
-    if not gradient:
-        return _Solve(value, diagnostics, nothing)
+    worst = jnp.max(residuals, axis=-1)
 
     unscaled = M.root(run.solution) * scale
     plain = M.root(right[..., 1:]) * scale
-    excess = unscaled[..., 1:] - plain
-    paired = jnp.mean(run.first[:, :, 1:] * (run.projected[:, :, 1:] - run.first[:, :, 1:]), axis=2)
+    pairs = run.first[:, :, 1:] * (run.projected[:, :, 1:] - run.first[:, :, 1:])
+    noise_pairs = jnp.sum((unscaled[..., 1:] - plain) * plain, axis=1)
+    paired, pair_error = _mean_and_error(pairs, axis=2)
+    noise_paired, noise_pair_error = _mean_and_error(noise_pairs, axis=2)
+    a = jnp.swapaxes(unscaled[..., 0], 1, 2) * real[:, None]
+    slack = 2 * worst * slowest + 4 * jnp.finfo(y.dtype).eps
+    gradient_error = jnp.sqrt(
+        jnp.sum(pair_error**2, axis=-1) + slack**2 * jnp.sum(run.projected[:, :, 0] ** 4, axis=-1)
+    )
     inverse = real[:, None] * M.scale**2
-    exact = column_squares(factor, inverse)
     trace = jnp.sum(inverse, axis=-1)
+    noise_error = jnp.sqrt(noise_pair_error**2 + slack**2 * (jnp.sum(a * a, axis=-1) + trace) ** 2)
+    diagnostics = CGDiagnostics(worst, error, taken, 0.5 * gradient_error, 0.5 * noise_error)
+    if not gradient:
+        return _Solve(value, diagnostics, (y, c, noise))
+
+    exact = column_squares(factor, inverse)
     if low_rank is not None:
         exact, trace = exact - low_rank[0], trace - low_rank[1]
-    a = jnp.swapaxes(unscaled[..., 0], 1, 2) * real[:, None]
     d_c = 0.5 * (run.projected[:, :, 0] ** 2 - exact - paired)
-    d_noise = 0.5 * (jnp.sum(a * a, axis=-1) - trace - jnp.mean(jnp.sum(excess * plain, axis=1), axis=-1))
+    d_noise = 0.5 * (jnp.sum(a * a, axis=-1) - trace - noise_paired)
     return _Solve(value, diagnostics, (-a, d_c, d_noise))
+
+
+def _mean_and_error(x: Array, axis: int) -> tuple[Array, Array]:
+    """Mean over the probes, and its standard error."""
+    count = x.shape[axis]
+    mean = jnp.mean(x, axis=axis, keepdims=True)
+    return jnp.squeeze(mean, axis), jnp.sqrt(jnp.sum((x - mean) ** 2, axis=axis) / (count * (count - 1)))
 
 
 def _trace_and_squares(

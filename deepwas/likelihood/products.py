@@ -7,7 +7,8 @@ layouts of the same products (`python -m benchmarks likelihood` measures it).
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,18 @@ _LOW = 2.0**-11  # what float16 leaves of a number
 
 def project(x: Array, factor: Factor, precision: Precision = "highest") -> Array:
     """G^T x, transposed: x (..., k, R) -> (..., R, m)."""
-    return _product(jnp.swapaxes(x * factor.scale[..., None], -1, -2), factor.values, precision)
+    rows = jnp.swapaxes(x * factor.scale[..., None], -1, -2)
+    return _product(rows, factor.values, precision, lambda rows, values, **how: jnp.matmul(rows, values, **how))
 
 
 def expand(z: Array, factor: Factor, precision: Precision = "highest") -> Array:
     """G z^T: z (..., R, m) -> (..., k, R)."""
-    rows = _product(z, jnp.swapaxes(factor.values, -1, -2), precision)
-    return jnp.swapaxes(rows, -1, -2) * factor.scale[..., None]
+    out = _product(z, factor.values, precision, _expanded)
+    return out * factor.scale[..., None]
+
+
+def _expanded(rows: Array, values: Array, **how: Any) -> Array:
+    return jnp.matmul(values, jnp.swapaxes(rows, -1, -2), **how)
 
 
 def row_squares(factor: Factor, c: Array) -> Array:
@@ -81,26 +87,32 @@ def column_squares(factor: Factor, d: Array) -> Array:
     return jax.lax.platform_dependent(factor.values, weights, cpu=chunked, default=of)
 
 
-def _product(rows: Array, values: Array, precision: Precision) -> Array:
-    """rows @ values, accumulated in the dtype of rows."""
+def _product(rows: Array, values: Array, precision: Precision, multiply: Callable[..., Array]) -> Array:
+    """`multiply`, which contracts rows (..., R, n) with values, accumulated in the dtype of rows."""
     asked = jax.lax.Precision.HIGHEST if precision == "highest" else jax.lax.Precision.DEFAULT
     if values.dtype == rows.dtype:
-        return jnp.matmul(rows, values, precision=asked)
+        return multiply(rows, values, precision=asked)
 
     def converted(rows: Array, values: Array) -> Array:
-        return jnp.matmul(rows, values.astype(rows.dtype), precision=asked)
+        return multiply(rows, values.astype(rows.dtype), precision=asked)
 
     def halves(rows: Array, values: Array) -> Array:
-        """Products of float16 numbers are exact in float32: two of them carry 22 bits of the right-hand side."""
+        """Products of float16 numbers are exact in float32: two of them carry 22 bits of a right-hand side."""
         size = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
-        scaled = rows / jnp.where(size > 0, size, 1)
+        size = jnp.where(size > 0, size, 1)
+        scaled = rows / size
         high = scaled.astype(jnp.float16)
-        parts = [high]
-        if precision == "highest":
-            parts.append(((scaled - high.astype(rows.dtype)) / _LOW).astype(jnp.float16))
-        out = jnp.matmul(jnp.concatenate(parts, axis=-2), values.astype(jnp.float16), preferred_element_type=rows.dtype)
-        count = rows.shape[-2]
-        total = out[..., :count, :] if len(parts) == 1 else out[..., :count, :] + _LOW * out[..., count:, :]
-        return total * size
+        low = ((scaled - high.astype(rows.dtype)) / _LOW).astype(jnp.float16)
+        weight = [size] if precision == "default" else [size, _LOW * size]
+        parts = [high] if precision == "default" else [high, low]
+        out = multiply(jnp.concatenate(parts, axis=-2), values.astype(jnp.float16), preferred_element_type=rows.dtype)
+        return _summed(out, jnp.concatenate(weight, axis=-2), multiply is _expanded, len(parts))
 
     return jax.lax.platform_dependent(rows, values, cpu=converted, default=halves)
+
+
+def _summed(out: Array, weight: Array, expanded: bool, parts: int) -> Array:
+    """The weighted sum of a product's parts, which lie side by side along the axis of the right-hand sides."""
+    axis = -1 if expanded else -2
+    scaled = out * (jnp.swapaxes(weight, -1, -2) if expanded else weight)
+    return sum(jnp.split(scaled, parts, axis=axis)[1:], start=jnp.split(scaled, parts, axis=axis)[0])
