@@ -212,12 +212,12 @@ def _train(problem: Problem, truths: Sequence[_Truth], progress: Progress) -> li
     """
     from deepwas.networks import make_network, predict_log_variance
     from deepwas.options import FitOptions
-    from deepwas.training.packing import pack_blocks, pack_features
     from deepwas.training.loop import Trainer
+    from deepwas.training.source import BlockSource
 
     blocks = [b for truth in truths for b in truth.blocks]
-    buckets = pack_blocks(blocks, max_shapes=1)
-    features = pack_features(blocks, buckets, np.concatenate([t.annotations for t in truths]))
+    source = BlockSource(blocks, max_shapes=1)
+    features = np.concatenate([t.annotations for t in truths])
     train, validation, _ = _splits(problem)
     starts = [_constant(problem, truth) for truth in truths]
     runs: list[dict[str, Any]] = []
@@ -229,7 +229,7 @@ def _train(problem: Problem, truths: Sequence[_Truth], progress: Progress) -> li
                 | {k: getattr(problem, k) for k in ("hidden", "steps", "batch_blocks", "evaluate_every", "patience")}
                 | {"learning_rate": rate}
             )
-            trainer = Trainer(buckets, options, n_panel=INFINITE_PANEL)
+            trainer = Trainer(source, options, n_panel=INFINITE_PANEL)
             for truth, (log_f, noise) in zip(truths, starts, strict=True):
                 progress("training", len(runs), total)
                 network = make_network("mlp", truth.annotations.shape[1], log_f, hidden=problem.hidden, seed=truth.seed)
@@ -376,7 +376,7 @@ def _timing(problem: Problem, *, repeats: int = 15) -> list[dict[str, Any]]:
         regions = simulate_regions(batch, m=m, people=problem.people, seed=1)
         sized = Problem(m=m, people=problem.people, mean_c=problem.mean_c * problem.m / m, seeds=(0,))
         truth = _truths(sized, regions)[0]
-        bucket = Bucket(*(jnp.asarray(x) for x in pack_blocks(truth.blocks, max_shapes=1)[0]))
+        bucket = jax.tree.map(jnp.asarray, pack_blocks(truth.blocks, max_shapes=1)[0])
         padded = np.full((batch, bucket.shape[1]), -100.0, np.float32)
         for row, member in enumerate(np.asarray(bucket.member)):
             f = truth.effects(truth.f, int(member))

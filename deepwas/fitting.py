@@ -21,6 +21,7 @@ from deepwas.errors import InputError
 from deepwas.files import read_json, write_json
 from deepwas.ld import LDStore, open_ld
 from deepwas.options import FitOptions
+from deepwas.rendezvous import current
 from deepwas.runs import FORMAT, FORMAT_VERSION, RECORD, Fit, check_record, load_fit
 from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats, harmonise, read_harmonised, read_sumstats
 from deepwas.tally import Tally
@@ -56,26 +57,30 @@ def fit(
     resume: go on with an interrupted run in `out`, which must have the same inputs and options; a finished one is read.
     progress: called as progress(what, done, total).
 
+    Inside `deepwas.parallel.start` every process calls it with the same arguments; process 0 alone writes `out`.
+
     Returns a `Fit`. Raises InputError for input that does not fit together.
     """
     options = options or FitOptions()
     if annotations is None and options.network != "constant":
         raise InputError(f"the {options.network} network needs annotations. Give --annotations, or --network constant.")
-    folder = None if out is None else _claim(Path(out), resume)
+    group = current()
+    # Of several processes only the first writes; the others follow it.
+    folder = _claim(Path(out), resume) if out is not None and group.first else None
     store = ld if isinstance(ld, LDStore) else open_ld(ld)
     trait = _harmonised(sumstats, store, qc)
     features = _annotated(annotations, store)
     record = _first_record(store, trait, features, options)
     fresh = folder is not None and not (folder / RECORD).exists()
     stood = folder is not None and folder.exists()
-    if folder is not None:
-        if not fresh:
-            finished = _same_run(folder, record)
-            if finished:
-                return load_fit(folder)
-        else:
-            folder.mkdir(exist_ok=True)
-            write_json(folder / RECORD, record)
+    group.agree("what they fit", _contents(record) | {"out": out is None, "resume": resume})
+    finished = folder is not None and not fresh and _same_run(folder, record)
+    if group.from_first("whether the run is finished", finished):
+        assert out is not None
+        return load_fit(out)
+    if folder is not None and fresh:
+        folder.mkdir(exist_ok=True)
+        write_json(folder / RECORD, record)
     from deepwas.training.job import Job
 
     job = Job(store, trait, features, options, folder, record, progress or (lambda *_: None))
@@ -92,6 +97,8 @@ def fit(
         result.save(folder)
         for checkpoints in folder.glob("rotation_*/checkpoints"):
             shutil.rmtree(checkpoints)
+        for cache in folder.glob("whitened*.h5"):
+            cache.unlink()
     return result
 
 
@@ -210,6 +217,12 @@ def _first_record(
     }
 
 
+def _contents(record: dict[str, Any]) -> dict[str, Any]:
+    """Version, options and inputs of a run, flat."""
+    inputs = {f"{part}: {name}": value for part, x in record["inputs"].items() if x for name, value in x.items()}
+    return {"deepwas_version": record["deepwas_version"], **record["options"], **inputs}
+
+
 def _same_run(folder: Path, record: dict[str, Any]) -> bool:
     """Whether the run in `folder` is finished; InputError if it is another run than `record` describes."""
     found = read_json(folder / RECORD, "the record of a run")
@@ -217,7 +230,7 @@ def _same_run(folder: Path, record: dict[str, Any]) -> bool:
     for part in ("options", "inputs"):
         for name, value in record[part].items():
             before = found[part].get(name)
-            if before != value:
+            if before != value and name != "memory":  # how much is held changes no result
                 raise InputError(
                     f"{folder}: cannot resume, {part}: {name} differs: the run has {_short(before)}, now "
                     f"{_short(value)}. Give what the run was started with, or another folder."

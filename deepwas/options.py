@@ -12,6 +12,8 @@ __all__ = ["FitOptions"]
 Network = Literal["constant", "linear", "softplus", "mlp"]
 Objective = Literal["likelihood", "ld-score"]
 Solver = Literal["auto", "cholesky", "cg"]
+MismatchAction = Literal["report", "down-weight", "exclude"]
+FactorDtype = Literal["float32", "float16", "int8"]
 
 _LEARNING_RATES = {"constant": 0.02, "linear": 0.02, "softplus": 0.02, "mlp": 0.005}
 
@@ -26,6 +28,11 @@ class FitOptions:
     solver: 'cholesky' (exact), 'cg', or 'auto', whichever takes fewer operations for each block size.
     probes, rtol: of CG in training; its steps are raised, or Cholesky taken, when a residual stays above rtol.
     noise: sigma2, or None to learn it.
+    mismatch: what to do with LD blocks whose z-scores do not fit their LD: 'report', 'down-weight' their likelihood in
+        training, or 'exclude' them from training and early stopping. They are tested, and get priors, all the same.
+    mismatch_threshold: observed over expected energy above which a block is flagged; see `deepwas.training.mismatch`.
+    factor_dtype: of the LD in memory: 'float32', 'float16' (half of it) or 'int8' (a quarter).
+    memory: GB that the LD may take, beyond which it streams from disk; None for half of what is free.
     cross_fit: train one network per section of the genome, so that each variant's prior comes from a network that did
         not see its section; otherwise only the first of them is trained.
     folds: number of sections (whole chromosomes where there are enough, else runs of LD blocks). Each network trains
@@ -46,6 +53,10 @@ class FitOptions:
     probes: int = 16
     rtol: float = 1e-2
     noise: float | None = None
+    mismatch: MismatchAction = "report"
+    mismatch_threshold: float = 1.5
+    factor_dtype: FactorDtype = "float32"
+    memory: float | None = None
     cross_fit: bool = True
     folds: int = 5
     steps: int = 600
@@ -59,7 +70,13 @@ class FitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("network", Network), ("objective", Objective), ("solver", Solver)):
+        for name, allowed in (
+            ("network", Network),
+            ("objective", Objective),
+            ("solver", Solver),
+            ("mismatch", MismatchAction),
+            ("factor_dtype", FactorDtype),
+        ):
             if getattr(self, name) not in get_args(allowed):
                 raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(get_args(allowed))}.")
         if self.network == "mlp" and (not self.hidden or min(self.hidden) < 1):
@@ -72,6 +89,10 @@ class FitOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{name} is {value}; it must be positive and finite.")
+        if not 1 <= self.mismatch_threshold < float("inf"):
+            raise InputError(f"mismatch_threshold is {self.mismatch_threshold}; it is a ratio, 1 or more.")
+        if self.memory is not None and not 0 <= self.memory < float("inf"):
+            raise InputError(f"memory is {self.memory}; give GB, 0 to stream always, or None for half of what is free.")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}; it is a share of the steps, from 0 to below 1.")
         if not 0 <= self.weight_decay < float("inf"):

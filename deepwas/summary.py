@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["fits_table", "sensitivity_table", "verdicts"]
+__all__ = ["fits_table", "mismatch_lines", "sensitivity_table", "verdicts"]
 
 
 def _with_error(value: float, error: float | None, digits: int) -> str:
@@ -74,6 +74,31 @@ def verdicts(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines.append(
             f"{name}: held-out log-likelihood {gain:+.1f} nats ({spread}): {verdict} the constant prior on "
             f"{len(held['blocks'])} blocks."
+        )
+    return lines
+
+
+def mismatch_lines(found: Mapping[str, Any]) -> list[str]:
+    """How the z-scores fit the LD, in a sentence or two; `found` is the entry `mismatch` of `run.json`."""
+    done = {
+        "report": "used all the same (--mismatch report)",
+        "down-weight": "down-weighted in training",
+        "exclude": "left out of training",
+    }[found["action"]]
+    reasons = found["by_reason"]
+    many = f"{found['flagged']} of {found['blocks']} LD blocks"
+    lines = [f"LD mismatch: {many} flagged, beyond what the noise of {found['noise']:.2f} stands for"]
+    if found["flagged"]:
+        lines[0] += (
+            f" (energy in dropped directions {reasons['dropped']}, in small ones {reasons['small']}, variants at odds "
+            f"with their neighbours {reasons['outliers']}); {done}. mismatch.tsv lists every block."
+        )
+    else:
+        lines[0] += "."
+    if (worst := found["worst_variant"]) is not None:
+        lines.append(
+            f"{found['outliers']:,} variant(s) at odds with their neighbours (mismatch_variants.tsv), most of all "
+            f"{worst['SNP']}: z = {worst['Z']:.1f}, expected {worst['EXPECTED_Z']:.1f}. Are alleles swapped?"
         )
     return lines
 

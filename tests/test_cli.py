@@ -510,7 +510,7 @@ def test_wrong_options_of_fit_are_named(refused, made, tmp_path, options, says):
         (("--build", "hg17"), ("hg17", "GRCh37", "GRCh38")),
         (("--min-maf", "0.7"), ("min_maf is 0.7",)),
         (("--variance-kept", "0.9"), ("eigenvalue_floor and variance_kept",)),
-        (("--dtype", "int8"), ("int8", "float32")),
+        (("--dtype", "int4"), ("int4", "float32")),
     ],
 )
 def test_wrong_options_of_ld_build_are_named(refused, made, tmp_path, options, says):

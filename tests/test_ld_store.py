@@ -188,14 +188,22 @@ def test_a_block_of_one_variant_is_kept(panel, tmp_path):
         assert store.variants["SNP"].to_list() == ["rs0"]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("float32", 1e-6), ("float64", 1e-12)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("int8", 4e-3), ("float16", 5e-4), ("float32", 1e-7), ("float64", 0)])
 def test_stored_types_round_as_they_promise(panel, tmp_path, dtype, tolerance):
+    """An entry is off by at most `tolerance` of its row's largest; the whitener is never rounded to 8 bits."""
     reference = build_ld(panel, tmp_path / "r.h5", OPTIONS).block(0)
     with build_ld(panel, tmp_path / "s.h5", LDOptions(**asdict(OPTIONS) | {"dtype": dtype})) as store:
-        block = store.block(0)
+        store.verify()
+        block, encoded = store.block(0), store.factor(0)
+        assert encoded.values.dtype == dtype
+        np.testing.assert_array_equal(encoded.decoded(), block.factor)
         assert block.factor.dtype == ("float64" if dtype == "float64" else "float32")
-        np.testing.assert_allclose(block.factor, reference.factor, atol=tolerance)
         np.testing.assert_array_equal(block.eigenvalues, reference.eigenvalues)
+        for name, limit in (("factor", tolerance), ("whitener", min(tolerance, 5e-4))):
+            exact = getattr(reference, name)
+            off = np.abs(getattr(block, name) - exact) / np.abs(exact).max(axis=1, keepdims=True)
+            assert off.max() <= limit
+            assert tolerance == 0 or off.max() > 0
 
 
 @pytest.mark.parametrize(("m", "n", "known"), [(1, 50, True), (40, 1000, True), (500, 60, False), (2000, 50, False)])
@@ -338,9 +346,10 @@ def test_what_is_not_an_ld_store_is_named(example, tmp_path):
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
     [
-        ("format_version", 2, "format version 2; this deepwas reads up to 1"),
+        ("format_version", 3, "format version 3; this deepwas reads up to 2"),
         ("genome_build", "hg17", "at attributes/genome_build: 'hg17' is not one of"),
-        ("n_blocks", 7, "does not number the 7 blocks"),
+        ("n_blocks", 7, "the column BLOCK and the 7 blocks' ranges do not fit together"),
+        ("n_variants", 7, "145 variants where 7 are announced"),
     ],
 )
 def test_attributes_that_do_not_fit_are_refused(panel, tmp_path, attribute, value, message):
@@ -369,7 +378,10 @@ def test_the_specification_names_what_the_layout_writes():
     spec = load_spec("ld_store")["properties"]
     assert spec["attributes"]["required"] == list(layout.ROOT_ATTRIBUTES)
     assert spec["variants"]["required"] == list(layout.COLUMNS)
-    assert spec["blocks"]["items"]["properties"]["attributes"]["required"] == list(layout.BLOCK_ATTRIBUTES)
+    block = spec["blocks"]["items"]["properties"]
+    assert set(block["attributes"]["properties"]) == set(layout.BLOCK_ATTRIBUTES)
+    assert list(spec["ranges"]["properties"]) == list(layout.RANGES)
+    assert set(block["datasets"]["properties"]) == {"factor", "scale", "whitener", "whitener_scale", "eigenvalues"}
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00\n"), min_size=1), min_size=1, max_size=5))
@@ -397,7 +409,13 @@ def test_identifiers_of_any_length_and_script_come_back(tmp_path_factory, names)
         ({"variance_kept": 1.2}, "variance_kept is 1.2"),
         ({"variance_kept": 0.9, "eigenvalue_floor": 0.1}, "give one of them"),
         ({"shrinkage": 1.0}, "shrinkage is 1.0"),
-        ({"dtype": "int8"}, "dtype is int8"),
+        ({"dtype": "int4"}, "dtype is int4"),
+        ({"window": 3e6}, "window and step belong together"),
+        ({"window": 3e6, "step": 0.5}, r"step is 0\.5; it must be a whole number"),
+        ({"window": float("inf"), "step": 1}, "window is inf"),
+        ({"window": 0, "step": 0}, "step is 0; it must be 1 base pair or more"),
+        ({"window": 1e6, "step": 3e6}, "window is 1000000; it must be at least the step, 3000000"),
+        ({"window": 3e6, "step": 1e6, "blocks": "b.bed"}, "two ways to divide"),
     ],
 )
 def test_options_check_themselves(fields, message):
@@ -408,13 +426,13 @@ def test_options_check_themselves(fields, message):
 def test_correlations_that_are_not_finite_name_block_and_variant(panel, tmp_path, monkeypatch):
     real = build._correlation
 
-    def broken(x):
-        R = real(x)
+    def broken(x, scored):
+        R = real(x, scored)
         R[2, :] = np.nan
         return R
 
     monkeypatch.setattr(build, "_correlation", broken)
-    with pytest.raises(InputError, match="block 0: the correlations of variant rs2 are not finite"):
+    with pytest.raises(InputError, match=r"block 0 \(rs0 and on\): the correlations of variant rs2 are not finite"):
         build_ld(panel, tmp_path / "ld.h5", OPTIONS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["panel.bed", "panel.bim", "panel.fam"]
 

@@ -20,10 +20,10 @@ from deepwas.training.baseline import (
     moment_effect_variance,
     spectrum,
 )
-from deepwas.training.packing import pack_blocks, pack_features, plan_shapes
-from deepwas.training.trait import TraitBlock
 from deepwas.training.objective import Solve, ld_score_terms, likelihood_terms
+from deepwas.training.packing import gather_features, pack_blocks, plan_shapes
 from deepwas.training.sections import make_rotations, split_sections
+from deepwas.training.trait import TraitBlock
 
 
 def trait_blocks(sizes, seed=0, n=1e4, f=2e-5):
@@ -194,10 +194,11 @@ def test_padded_batches_give_each_blocks_own_likelihood(solver, noise):
     assert len(buckets) == 2
     rng = np.random.default_rng(0)
     f = rng.exponential(size=123) * 3e-5
-    packed = pack_features(blocks, buckets, f[:, None].astype(np.float32))
+    values = f[:, None].astype(np.float32)
+    packed = [gather_features(values, [blocks[i].rows for i in b.member], b.shape[1]) for b in buckets]
     solve = Solve("cg", probes=400, rtol=1e-6, max_steps=60) if solver == "cg" else Solve("cholesky")
     for bucket, values in zip(buckets, packed, strict=True):
-        arrays = type(bucket)(*(jnp.asarray(x) for x in bucket))
+        arrays = jax.tree.map(jnp.asarray, bucket)
         found, residual = likelihood_terms(
             arrays, jnp.asarray(values[..., 0]), jnp.float32(noise), jax.random.key(0), solve
         )
@@ -212,9 +213,9 @@ def test_padded_batches_give_each_blocks_own_likelihood(solver, noise):
 def test_ld_score_terms_are_the_weighted_squares_of_regression():
     (block,) = trait_blocks([25])
     (bucket,) = pack_blocks([block])
-    bucket = type(bucket)(*(jnp.asarray(x) for x in bucket))
+    bucket = jax.tree.map(jnp.asarray, bucket)
     f = np.random.default_rng(0).exponential(size=25) * 1e-5
-    padded = np.zeros((1, bucket.factor.shape[2]), np.float32)
+    padded = np.zeros((1, bucket.shape[1]), np.float32)
     padded[0, :25] = f
     found, _ = ld_score_terms(
         bucket, jnp.asarray(padded), jnp.float32(1.1), n_panel=500, constant=(jnp.float32(1e-5), jnp.float32(1.2))

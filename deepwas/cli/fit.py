@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -9,9 +10,9 @@ import typer
 
 from deepwas.cli._console import progress_of_stages, say, say_counts, show
 from deepwas.errors import InputError
-from deepwas.options import FitOptions, Network, Objective, Solver
+from deepwas.options import FactorDtype, FitOptions, MismatchAction, Network, Objective, Solver
 
-_NETWORK, _LIKELIHOOD, _TRAINING = "Network", "Likelihood", "Training"
+_NETWORK, _LIKELIHOOD, _TRAINING, _DISTRIBUTED = "Network", "Likelihood", "Training", "Several processes"
 
 
 def register(app: typer.Typer) -> None:
@@ -75,6 +76,28 @@ def fit(
     rtol: Annotated[
         float, typer.Option(help="Relative residual asked of CG in training.", rich_help_panel=_LIKELIHOOD)
     ] = FitOptions.rtol,
+    mismatch: Annotated[
+        str,
+        typer.Option(
+            help="LD blocks whose z-scores do not fit their LD: report, down-weight, or exclude from training.",
+            rich_help_panel=_LIKELIHOOD,
+        ),
+    ] = FitOptions.mismatch,
+    mismatch_threshold: Annotated[
+        float,
+        typer.Option(help="Observed over expected energy that flags a block.", rich_help_panel=_LIKELIHOOD),
+    ] = FitOptions.mismatch_threshold,
+    factor_dtype: Annotated[
+        str, typer.Option(help="LD in memory: float32, float16 or int8.", rich_help_panel=_LIKELIHOOD)
+    ] = FitOptions.factor_dtype,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            help="GB that the LD may take, beyond which it streams. By default half of what is free.",
+            rich_help_panel=_LIKELIHOOD,
+            show_default=False,
+        ),
+    ] = None,
     cross_fit: Annotated[
         bool,
         typer.Option(
@@ -115,6 +138,34 @@ def fit(
         int, typer.Option(help="Evaluations without improvement before training stops.", rich_help_panel=_TRAINING)
     ] = FitOptions.patience,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAINING)] = FitOptions.seed,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="One of several processes that run this same command. Process 0 writes --out.",
+            rich_help_panel=_DISTRIBUTED,
+        ),
+    ] = False,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT where process 0 listens. This and the next two come from Slurm, Open MPI, ... if left out.",
+            rich_help_panel=_DISTRIBUTED,
+            show_default=False,
+        ),
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(help="How many there are.", rich_help_panel=_DISTRIBUTED, show_default=False)
+    ] = None,
+    process_id: Annotated[
+        int | None, typer.Option(help="Which this one is, from 0.", rich_help_panel=_DISTRIBUTED, show_default=False)
+    ] = None,
+    start_timeout: Annotated[
+        float, typer.Option(help="Seconds for all processes to come.", rich_help_panel=_DISTRIBUTED)
+    ] = 300.0,
+    heartbeat_timeout: Annotated[
+        float, typer.Option(help="Seconds of silence after which a process is lost.", rich_help_panel=_DISTRIBUTED)
+    ] = 60.0,
 ) -> None:
     """Learn a prior: the variance of each variant's effect as a function of its annotations.
 
@@ -137,6 +188,10 @@ def fit(
         probes=probes,
         rtol=rtol,
         noise=parse_noise(noise),
+        mismatch=cast(MismatchAction, mismatch),
+        mismatch_threshold=mismatch_threshold,
+        factor_dtype=cast(FactorDtype, factor_dtype),
+        memory=memory,
         cross_fit=cross_fit,
         folds=folds,
         steps=steps,
@@ -149,16 +204,33 @@ def fit(
         patience=patience,
         seed=seed,
     )
+    if not distributed and (coordinator, num_processes, process_id) != (None, None, None):
+        raise InputError("--coordinator, --num-processes and --process-id go with --distributed. Give that as well.")
     require_file(ld, "an LD store")
     require_file(sumstats, "summary statistics")
     for path in annotations or []:
         if "@" not in path.name:
             require_file(path, "a table of annotations")
     from deepwas.fitting import fit as run_fit
-    from deepwas.summary import fits_table, sensitivity_table, verdicts
+    from deepwas.summary import fits_table, mismatch_lines, sensitivity_table, verdicts
 
-    with progress_of_stages() as progress:
+    with ExitStack() as stack:
+        first = True
+        if distributed:
+            from deepwas.parallel import start
+
+            group = start(
+                coordinator,
+                num_processes,
+                process_id,
+                start_timeout=start_timeout,
+                heartbeat_timeout=heartbeat_timeout,
+            )
+            first = stack.enter_context(group).first
+        progress = stack.enter_context(progress_of_stages()) if first else None
         result = run_fit(ld, sumstats, annotations or None, options=options, out=out, resume=resume, progress=progress)
+    if not first:
+        return
     record = result.record
     say_counts(record["counts"])
     for rotation in record["rotations"]:
@@ -168,6 +240,6 @@ def fit(
         say(f"annotations: {', '.join(record['inputs']['annotations']['names'])}")
     show(fits_table({network: record}))
     show(sensitivity_table(record["sensitivity"], of="the store's variance"))
-    for line in verdicts({network: record}):
+    for line in [*mismatch_lines(record["mismatch"]), *verdicts({network: record})]:
         say(line)
     say(f"the run is in {out}; write its priors with: deepwas priors {out} --out priors.tsv.gz")

@@ -49,11 +49,24 @@ def build(
             metavar="BED",
         ),
     ] = None,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            help="Sliding windows instead of blocks: the candidates of each reach over this many base pairs, for "
+            "example 3e6, and the middle `--step` of them is scored. LD across block boundaries is then kept.",
+            metavar="BP",
+            show_default="off",
+        ),
+    ] = None,
+    step: Annotated[
+        float | None,
+        typer.Option(help="Base pairs from one window to the next, for example 1e6.", metavar="BP", show_default="off"),
+    ] = None,
     eigenvalue_floor: Annotated[
         float | None,
         typer.Option(
             help="Keep the eigenvalues of each block above this.",
-            show_default="2 x variants of the block / people in the panel; with --shrinkage all are kept",
+            show_default="2 x variants the block scores / people in the panel; with --shrinkage all are kept",
         ),
     ] = None,
     variance_kept: Annotated[
@@ -70,7 +83,10 @@ def build(
     ] = 0.0,
     dtype: Annotated[
         str,
-        typer.Option(help="Type of the stored factors: float16 (half the size, 3 digits), float32 or float64."),
+        typer.Option(
+            help="Type of the stored factors: int8 (2 digits; a quarter to read, three quarters to store), float16 (half "
+            "the size, 3 digits), float32 or float64."
+        ),
     ] = "float32",
 ) -> None:
     """Compute the LD of a genotype panel, block by block, and write it as an HDF5 store.
@@ -92,6 +108,8 @@ def build(
         min_block=min_block,
         max_block=max_block,
         blocks=blocks,
+        window=window,  # type: ignore[arg-type]  # checked and made whole by LDOptions
+        step=step,  # type: ignore[arg-type]
         eigenvalue_floor=eigenvalue_floor,
         variance_kept=variance_kept,
         shrinkage=shrinkage,
@@ -101,7 +119,7 @@ def build(
         store = build_ld(genotypes, out, options, progress=advance)
     with store:
         say_tally(Tally([Count(**row) for row in store.attributes["provenance"]["tally"]]))
-        share = store.block_table["VARIANCE_KEPT"].to_numpy() @ store.block_table["VARIANTS"].to_numpy()
+        share = store.block_table["VARIANCE_KEPT"].to_numpy() @ store.block_table["SCORED"].to_numpy()
         say(
             f"{out}: {store.n_variants:,} variants in {store.n_blocks:,} blocks, "
             f"{int(store.block_table['KEPT'].sum()):,} eigenvalues kept, {share / store.n_variants:.1%} of "

@@ -15,15 +15,17 @@ _HOME = {
     "build_ld": "deepwas.ld.build",
     "eigenvalue_floor": "deepwas.ld.options",
     "open_ld": "deepwas.ld.store",
+    "write_ld": "deepwas.ld.write",
 }
 
-__all__ = ["LDBlock", "LDOptions", "LDStore", "build_ld", "eigenvalue_floor", "open_ld"]
+__all__ = ["LDBlock", "LDOptions", "LDStore", "build_ld", "eigenvalue_floor", "open_ld", "write_ld"]
 
 if TYPE_CHECKING:
     from deepwas.ld.block import LDBlock
     from deepwas.ld.build import build_ld
     from deepwas.ld.options import LDOptions, eigenvalue_floor
     from deepwas.ld.store import LDStore, open_ld
+    from deepwas.ld.write import write_ld
 
 
 def __getattr__(name: str) -> Any:

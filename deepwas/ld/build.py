@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import time
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,12 @@ from deepwas.ld.block import LDBlock
 from deepwas.ld.options import LDOptions
 from deepwas.ld.plan import Advance, BlockPlan, plan_blocks
 from deepwas.ld.store import LDStore, open_ld
+from deepwas.ld.write import write_end
 from deepwas.partition import adjusted_r2
 from deepwas.tally import Tally
+
+if TYPE_CHECKING:
+    from deepwas.likelihood.factor import FactorDtype
 
 
 def build_ld(
@@ -38,10 +41,11 @@ def build_ld(
 
     genotypes: prefix of a PLINK 1 panel, or an opened one.  progress(done, total): in variants.
 
-    Model: R = X'X / n within a block, X (n, m) standardised genotypes, missing ones at the mean; 0
-    between blocks. Per variant: the frequency of A1, and the LD score
-    l_j = sum_k r2_jk - (1 - r2_jk) / (n - 2)  over its block, its own term 1, R before shrinkage. Memory:
-    the genotypes of one block and a few (m, m) matrices.
+    Model: R = X'X / n within a block, X (n, m) standardised genotypes, missing ones at the mean; 0 between what no
+    block holds together. Per variant: the frequency of A1, and the LD score
+    l_j = sum_k r2_jk - (1 - r2_jk) / (n - 2)  over the candidates of the block that scores it, its own term 1, R before
+    shrinkage. Memory: the genotypes of one block of m candidates, s of them scored, and a few matrices (s, s) and
+    (s, m), or (n, n) and (n, m) when the panel has n < s people and R is not shrunk.
 
     The file is written as `.NAME.partial` beside `out` and renamed at the end. After an interruption the
     same command takes up the finished blocks of that file, if inputs and options are the same. Wrong input
@@ -79,18 +83,37 @@ class _InUseError(InputError):
     """Another process writes the same partial file."""
 
 
-def _correlation(genotypes: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """X'X / n in float64 with a unit diagonal, X (n, m) standardised."""
+def _correlation(genotypes: npt.NDArray[np.floating], scored: slice = slice(None)) -> npt.NDArray[np.float64]:
+    """Rows of X'X / n in float64, (s, m), each variant's correlation with itself 1; X (n, m) standardised."""
     m = genotypes.shape[1]
-    product = np.zeros((m, m))
+    columns = np.arange(m)[scored]
+    product = np.zeros((len(columns), m))
     # People in pieces, so that the float64 copy stays small beside the genotypes.
     for start in range(0, genotypes.shape[0], 16_384):
         piece = genotypes[start : start + 16_384].astype(np.float64)
-        product += piece.T @ piece
-    scale = 1.0 / np.sqrt(np.diagonal(product))
-    product *= scale[:, None] * scale[None, :]
-    np.fill_diagonal(product, 1.0)
+        product += piece[:, scored].T @ piece
+    scale = 1.0 / np.sqrt(np.einsum("ij,ij->j", genotypes, genotypes, dtype=np.float64))
+    product *= scale[scored, None] * scale[None, :]
+    product[np.arange(len(columns)), columns] = 1.0
     return product
+
+
+def _low_rank_ld_scores(genotypes: npt.NDArray[np.floating], scored: slice) -> npt.NDArray[np.float64]:
+    """LD scores of the scored variants, from the (n, n) product of X (n, m): sum_k r2_jk = x_j' X X' x_j / n^2."""
+    n, m = genotypes.shape
+    people = np.zeros((n, n))
+    for start in range(0, m, 1024):
+        piece = _unit(genotypes[:, start : start + 1024])
+        people += piece @ piece.T
+    inside = _unit(genotypes[:, scored])
+    r2 = np.einsum("ij,ij->j", inside, people @ inside)
+    return r2 - (m - r2) / (n - 2)
+
+
+def _unit(genotypes: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Columns in float64 with squares that add up to 1, so that X'X is the correlation matrix."""
+    copy = genotypes.astype(np.float64)
+    return copy / np.linalg.norm(copy, axis=0)
 
 
 def _write(
@@ -102,8 +125,8 @@ def _write(
     progress: Advance | None,
 ) -> None:
     digest = layout.variants_digest(plan.variants)
-    identity = json.dumps([__version__, options.as_dict(), provenance["inputs"], digest])
-    n_blocks, m = len(plan.boundaries) - 1, len(plan.rows)
+    identity = json.dumps([__version__, layout.FORMAT_VERSION, options.as_dict(), provenance["inputs"], digest])
+    n_blocks, m = len(plan.ranges), len(plan.rows)
     with _open_partial(partial, hashlib.sha256(identity.encode()).hexdigest(), plan.variants) as handle:
         digests = []
         for index in range(n_blocks):
@@ -112,25 +135,19 @@ def _write(
                 handle.flush()
             digests.append(handle[layout.block_name(index)].attrs["sha256"])
             if progress is not None:
-                done = int(plan.boundaries[index + 1])
-                progress(done if options.blocks is not None else (m + done) // 2, m)
-        attributes = {
-            "format": layout.FORMAT,
-            "format_version": layout.FORMAT_VERSION,
-            "deepwas_version": __version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "genome_build": options.build,
-            "n_samples": panel.n_samples,
-            "n_variants": m,
-            "n_blocks": n_blocks,
-            "whitener": "implied",
-            "options": json.dumps(options.as_dict()),
-            "provenance": json.dumps(provenance),
-            "checksum": layout.content_checksum(digest, digests),
-        }
+                done = int(plan.ranges[index, 3])
+                progress(done if plan.r2_total is None else (m + done) // 2, m)
+        write_end(
+            handle,
+            plan.ranges,
+            digests,
+            variants_digest=digest,
+            genome_build=options.build,
+            n_samples=panel.n_samples,
+            options=options.as_dict(),
+            provenance=provenance,
+        )
         del handle.attrs["identity"]
-        for name, value in attributes.items():
-            handle.attrs[name] = value
     with open(partial, "rb") as written:
         os.fsync(written.fileno())
 
@@ -175,34 +192,42 @@ def _is_finished(handle: Any, index: int) -> bool:
 
 def _write_block(handle: Any, index: int, panel: PlinkPanel, plan: BlockPlan, options: LDOptions) -> None:
     began = time.perf_counter()
-    start, stop = int(plan.boundaries[index]), int(plan.boundaries[index + 1])
-    m, n = stop - start, panel.n_samples
-    R = _correlation(standardise(panel.read(plan.rows[start:stop])).genotypes)
-    finite = np.isfinite(R).all(axis=1)
-    if not finite.all():
-        name = plan.variants["SNP"][start + int(np.flatnonzero(~finite)[0])]
-        raise InputError(
-            f"{panel.prefix}: block {index}: the correlations of variant {name} are not finite. "
-            "Remove the variant from the panel: plink2 --exclude"
-        )
-    adjusted = adjusted_r2(R, n)
-    ld_scores = adjusted.sum(axis=1) - np.diagonal(adjusted) + 1.0
-    if options.shrinkage > 0:
-        R *= 1 - options.shrinkage
-        np.fill_diagonal(R, 1.0)
-    floor = options.floor(m, n)
+    start, stop, low, high = plan.ranges[index].tolist()
+    m, s, n = stop - start, high - low, panel.n_samples
+    centre = slice(low - start, high - start)
+    scored = np.zeros(m, dtype=bool)
+    scored[centre] = True
+    X = standardise(panel.read(plan.rows[start:stop])).genotypes
+    floor = options.floor(s, n)
     try:
-        block = LDBlock.from_correlation(
-            R, eigenvalue_floor=floor, variance_kept=options.variance_kept, dtype=np.dtype(options.dtype)
-        )
+        if n < s and options.shrinkage == 0:
+            ld_scores = _low_rank_ld_scores(X, centre)
+            block = LDBlock.from_genotypes(X, scored, floor, options.variance_kept, np.float64)
+        else:
+            R = _correlation(X, centre)
+            finite = np.isfinite(R).all(axis=1)
+            if not finite.all():
+                name = plan.variants["SNP"][low + int(np.flatnonzero(~finite)[0])]
+                raise InputError(
+                    f"the correlations of variant {name} are not finite. Remove it from the panel: plink2 --exclude"
+                )
+            adjusted = adjusted_r2(R, n)
+            own = adjusted[np.arange(s), centre.start + np.arange(s)]
+            ld_scores = adjusted.sum(axis=1) - own + 1.0
+            if options.shrinkage > 0:
+                R *= 1 - options.shrinkage
+                R[np.arange(s), centre.start + np.arange(s)] = 1.0
+            block = LDBlock.from_rows(R, scored, floor, options.variance_kept, np.float64)
     except InputError as error:
-        raise InputError(f"{panel.prefix}: block {index} ({plan.variants['SNP'][start]} and on): {error}") from error
+        raise InputError(f"{panel.prefix}: block {index} ({plan.variants['SNP'][low]} and on): {error}") from error
     attributes = {
         "start": start,
         "stop": stop,
+        "scored_start": low,
+        "scored_stop": high,
         "eigenvalue_floor": floor,
-        "eigenvalue_total": float(m),
-        "variance_kept": float(block.eigenvalues.sum() / m),
+        "eigenvalue_total": float(s),
+        "variance_kept": float(block.eigenvalues.sum() / s),
         "seconds": time.perf_counter() - began,
     }
-    layout.write_block(handle, index, block.factor, block.eigenvalues, ld_scores, attributes)
+    layout.write_block(handle, index, block, ld_scores, attributes, cast("FactorDtype", options.dtype))

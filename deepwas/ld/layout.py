@@ -1,27 +1,38 @@
 """The HDF5 layout of an LD store: one place that names its groups, datasets and attributes, and digests them.
 
     /                       attributes: ROOT_ATTRIBUTES
-    /variants/COLUMN        (m,)  CHR SNP CM BP A1 A2 FREQ LDSCORE BLOCK, in genome order
-    /blocks/00000/factor    (k, m_b) float, G = diag(eigenvalues)^(1/2) U^T
-    /blocks/00000/eigenvalues  (k,) float64, descending
+    /variants/COLUMN        (M,)  CHR SNP CM BP A1 A2 FREQ LDSCORE BLOCK, in genome order
+    /ranges/COLUMN          (n_blocks,) int64  START STOP SCORED_START SCORED_STOP KEPT
+    /blocks/00000/factor    (k, m) G, float or int8
+    /blocks/00000/scale     (k,) float32, if the factor is float16 or int8: G = diag(scale) factor
+    /blocks/00000/eigenvalues  (k,) float64 of R_SS, descending
+    /blocks/00000/whitener  (k, s) float, W = diag(whitener_scale) whitener; whitener_scale (k,) if it is float16
                             attributes: BLOCK_ATTRIBUTES
 
-All variants of a block are scored, so the whitener is diag(1 / eigenvalues) G and is not stored (whitener =
-'implied'). The JSON view of a file, `describe`, is what `data_specs/ld_store.schema.json` specifies.
+A block's candidate variants are the rows START to STOP - 1 of /variants, those it scores SCORED_START to
+SCORED_STOP - 1 among them; BLOCK is the block that scores a variant, or -1. Where all are scored the whitener is
+diag(1 / eigenvalues) G and is left out, unless the factor is int8: that division would magnify its rounding.
+
+Format version 1 had no flanks: no /ranges, no SCORED_ attributes, no scale, no whitener. The JSON view of a file,
+`describe`, is what `data_specs/ld_store.schema.json` specifies.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+if TYPE_CHECKING:
+    from deepwas.ld.block import LDBlock
+    from deepwas.likelihood.factor import Factor, FactorDtype
+
 FORMAT = "deepwas-ld"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Column: (polars type, NumPy type on disk or None for text)
 COLUMNS: dict[str, tuple[type[pl.DataType], str | None]] = {
@@ -49,9 +60,12 @@ ROOT_ATTRIBUTES = (
     "provenance",
     "checksum",
 )
+RANGES = ("START", "STOP", "SCORED_START", "SCORED_STOP", "KEPT")
 BLOCK_ATTRIBUTES = (
     "start",
     "stop",
+    "scored_start",
+    "scored_stop",
     "eigenvalue_floor",
     "eigenvalue_total",
     "variance_kept",
@@ -103,27 +117,67 @@ def read_variants(handle: Any, columns: Iterable[str] = tuple(COLUMNS)) -> pl.Da
 def write_block(
     handle: Any,
     index: int,
-    factor: npt.NDArray[np.floating],
-    eigenvalues: npt.NDArray[np.float64],
+    block: LDBlock,
     ld_scores: npt.NDArray[np.float64],
     attributes: dict[str, Any],
+    dtype: FactorDtype,
 ) -> None:
-    """Write one block and its slice of LDSCORE. Its digest comes last: a block without is unfinished."""
+    """Write one block and the LD scores of the variants it scores.
+
+    attributes: BLOCK_ATTRIBUTES but the digest, which comes last: a block without is unfinished.
+    dtype: of the factor. The whitener, where it must be stored, is float16 beside float16 and int8.
+    """
+    from deepwas.likelihood.factor import encode_factor  # its package imports JAX, which opening a store need not
+
     group = handle.create_group(block_name(index))
-    group.create_dataset("factor", data=factor)
-    group.create_dataset("eigenvalues", data=eigenvalues.astype("<f8"))
-    handle["variants"]["LDSCORE"][attributes["start"] : attributes["stop"]] = ld_scores
+    factor = encode_factor(block.factor, dtype)
+    group.create_dataset("factor", data=factor.values)
+    if dtype in ("float16", "int8"):
+        group.create_dataset("scale", data=factor.scale)
+    if dtype == "int8" or not block.scored.all():
+        small = dtype in ("float16", "int8")
+        whitener = encode_factor(block.whitener, "float16" if small else dtype)
+        group.create_dataset("whitener", data=whitener.values)
+        if small:
+            group.create_dataset("whitener_scale", data=whitener.scale)
+    group.create_dataset("eigenvalues", data=block.eigenvalues.astype("<f8"))
+    handle["variants"]["LDSCORE"][attributes["scored_start"] : attributes["scored_stop"]] = ld_scores
     for name, value in attributes.items():
         group.attrs[name] = value
     group.attrs["sha256"] = block_digest(handle, index)
 
 
+def write_ranges(handle: Any, ranges: npt.NDArray[np.int64], kept: Iterable[int]) -> None:
+    """Write /ranges. ranges: (n_blocks, 4), the first four columns of RANGES.  kept: eigenvalues of each block."""
+    columns = [*ranges.T, np.fromiter(kept, dtype=np.int64)]
+    group = handle.create_group("ranges")
+    for name, data in zip(RANGES, columns, strict=True):
+        group.create_dataset(name, data=data.astype("<i8"))
+
+
+def read_scaled(group: Any, name: str, scale: str) -> Factor:
+    """A matrix and its row scales as they are on disk; without scales, float16 of version 1 becomes float32."""
+    from deepwas.likelihood.factor import Factor
+
+    values = group[name][:]
+    if scale in group:
+        return Factor(values, group[scale][:])
+    return Factor.of(values.astype(np.promote_types(values.dtype, np.float32), copy=False))
+
+
 def block_digest(handle: Any, index: int) -> str:
-    """SHA-256 of a block: its range, factor, eigenvalues and LD scores, each in little-endian C order."""
+    """SHA-256 of a block: its ranges, datasets and LD scores, each in little-endian C order."""
     group = handle[block_name(index)]
     start, stop = int(group.attrs["start"]), int(group.attrs["stop"])
-    digest = hashlib.sha256(f"{start}:{stop}".encode())
-    for data in (group["factor"][:], group["eigenvalues"][:], handle["variants"]["LDSCORE"][start:stop]):
+    if "scored_start" in group.attrs:
+        low, high = int(group.attrs["scored_start"]), int(group.attrs["scored_stop"])
+        digest = hashlib.sha256(f"{start}:{stop}:{low}:{high}".encode())
+        names = [n for n in ("factor", "scale", "whitener", "whitener_scale", "eigenvalues") if n in group]
+    else:
+        low, high = start, stop
+        digest = hashlib.sha256(f"{start}:{stop}".encode())
+        names = ["factor", "eigenvalues"]
+    for data in (*(group[name][:] for name in names), handle["variants"]["LDSCORE"][low:high]):
         digest.update(f"{data.dtype.newbyteorder('<').str}{data.shape}".encode())
         digest.update(np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
@@ -151,10 +205,11 @@ def content_checksum(variants: str, blocks: Iterable[str]) -> str:
 
 
 def describe(handle: Any, blocks: Iterable[int]) -> dict[str, Any]:
-    """JSON view of a file: attributes, the datasets of /variants, and those of the blocks asked for."""
+    """JSON view of a file: attributes, the datasets of /variants and /ranges, and those of the blocks asked for."""
     return {
         "attributes": _attributes(handle),
         "variants": {name: _dataset(item) for name, item in _members(handle, "variants")},
+        "ranges": {name: _dataset(item) for name, item in _members(handle, "ranges")},
         "blocks": [
             {
                 "name": block_name(index),

@@ -28,13 +28,13 @@ class BlockPlan:
     """Which variants, in which blocks.
 
     rows: their rows in the panel.  variants: the columns of the store, LDSCORE still NaN.
-    boundaries: block b holds the variants boundaries[b] to boundaries[b + 1] - 1.
+    ranges: (n_blocks, 4), start and stop of each block's candidates, then of the variants it scores, in `variants`.
     r2_total, r2_cut: as in `deepwas.partition.Partition`, summed over chromosomes; None for given intervals.
     """
 
     rows: npt.NDArray[np.int64]
     variants: pl.DataFrame
-    boundaries: npt.NDArray[np.int64]
+    ranges: npt.NDArray[np.int64]
     r2_total: float | None
     r2_cut: float | None
 
@@ -48,24 +48,65 @@ def plan_blocks(panel: PlinkPanel, options: LDOptions, tally: Tally, progress: A
     if options.blocks is not None:
         inside, boundaries = partition_by_intervals(chosen, options.blocks, tally)
         rows, chosen = rows[inside], chosen.filter(pl.Series(inside))
-        sizes = np.diff(boundaries)
-        large = np.flatnonzero(sizes > LARGE_BLOCK)
-        if large.size:
-            worst = int(sizes.max())
-            tally.add(
-                "cut into blocks",
-                "noted",
-                f"variants in blocks of more than {LARGE_BLOCK:,} (the largest, {worst:,}, takes about "
-                f"{4 * 8 * worst**2 / 1e9:.0f} GB of memory)",
-                int(sizes[large].sum()),
-                str(chosen["SNP"][int(boundaries[large[0]])]),
-            )
+        ranges = _ranges(boundaries)
+    elif options.window is not None and options.step is not None:
+        ranges = sliding_windows(chosen, options.window, options.step)
     else:
         boundaries, r2_total, r2_cut = _cut(panel, rows, chosen, options, progress)
-    tally.add("cut into blocks", "kept", f"in {len(boundaries) - 1:,} LD blocks", len(rows))
-    block = np.repeat(np.arange(len(boundaries) - 1), np.diff(boundaries))
+        ranges = _ranges(boundaries)
+    scored = ranges[:, 3] - ranges[:, 2]
+    _note_large(ranges, panel.n_samples, options, chosen, tally)
+    tally.add("cut into blocks", "kept", f"in {len(ranges):,} LD blocks", len(rows))
+    block = np.repeat(np.arange(len(ranges)), scored)
     variants = chosen.with_columns(LDSCORE=pl.lit(np.nan), BLOCK=block).select(*layout.COLUMNS)
-    return BlockPlan(rows, variants, boundaries, r2_total, r2_cut)
+    return BlockPlan(rows, variants, ranges, r2_total, r2_cut)
+
+
+def sliding_windows(variants: pl.DataFrame, window: int, step: int) -> npt.NDArray[np.int64]:
+    """Blocks with flanks: ranges (n_blocks, 4) as in `BlockPlan`.
+
+    variants: CHR and BP in genome order.  Division i of a chromosome holds the positions i step + 1 to (i + 1) step,
+    whatever the panel; each that has a variant becomes a block, with candidates (window - step) / 2 base pairs
+    further on both sides. Every variant is scored once.
+    """
+    names, position = variants["CHR"].to_numpy(), variants["BP"].to_numpy()
+    reach = (window - step) // 2
+    edges = np.append(np.flatnonzero(np.append(True, names[1:] != names[:-1])), len(names))
+    out = []
+    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        here = position[low:high]
+        division, first = np.unique((here - 1) // step, return_index=True)
+        stops = np.append(first[1:], len(here))
+        start = np.searchsorted(here, division * step + 1 - reach, side="left")
+        stop = np.searchsorted(here, (division + 1) * step + reach, side="right")
+        out.append(low + np.stack([start, stop, first, stops], axis=1))
+    return np.concatenate(out).astype(np.int64)
+
+
+def _ranges(boundaries: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Blocks without flanks, block b from boundaries[b] to boundaries[b + 1]."""
+    start, stop = boundaries[:-1], boundaries[1:]
+    return np.stack([start, stop, start, stop], axis=1)
+
+
+def _note_large(
+    ranges: npt.NDArray[np.int64], n_samples: int, options: LDOptions, chosen: pl.DataFrame, tally: Tally
+) -> None:
+    """Say how much memory a block of very many variants takes: matrices (s, s) and (s, m), or (n, n) and (n, m)."""
+    candidates, scored = ranges[:, 1] - ranges[:, 0], ranges[:, 3] - ranges[:, 2]
+    large = np.flatnonzero(candidates > LARGE_BLOCK)
+    if not large.size:
+        return
+    rank = scored if options.shrinkage > 0 else np.minimum(scored, n_samples)
+    memory = 8 * rank * (2 * rank + 2 * candidates) / 1e9
+    tally.add(
+        "cut into blocks",
+        "noted",
+        f"variants scored in blocks of more than {LARGE_BLOCK:,} candidates (the largest takes about "
+        f"{memory.max():.0f} GB of memory)",
+        int(scored[large].sum()),
+        str(chosen["SNP"][int(ranges[large[0], 2])]),
+    )
 
 
 def _filter(

@@ -13,7 +13,7 @@ from deepwas.ld.store import LDStore
 
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 _SPECTRA = 100
-_DARK, _LIGHT, _ACCENT = "#1f4e79", "#9dc3e6", "#c55a11"
+_DARK, _LIGHT, _PALE, _ACCENT = "#1f4e79", "#9dc3e6", "#e4eef8", "#c55a11"
 
 
 def plot_path(path: str | os.PathLike[str]) -> Path:
@@ -28,27 +28,32 @@ def summary(store: LDStore) -> list[str]:
     """Lines of text: panel, variants, blocks, what the truncation kept, LD scores, what was dropped."""
     attributes, table, variants = store.attributes, store.block_table, store.variants
     options, provenance = attributes["options"], attributes["provenance"]
-    sizes, kept = table["VARIANTS"].to_numpy(), table["KEPT"].to_numpy()
-    share = float(np.average(table["VARIANCE_KEPT"].to_numpy(), weights=sizes))
+    sizes, scored, kept = (table[name].to_numpy() for name in ("VARIANTS", "SCORED", "KEPT"))
+    share = float(np.average(table["VARIANCE_KEPT"].to_numpy(), weights=scored))
     scores = np.quantile(variants["LDSCORE"].to_numpy(), (0.05, 0.5, 0.95))
     names = ", ".join(variants["CHR"].unique(maintain_order=True).to_list())
     total = int(kept.sum())
     mapped = variants.height - variants["CM"].null_count()
     factor_bytes = int((sizes * kept).sum()) * np.dtype(options["dtype"]).itemsize
-    size_range, kept_range = _range(sizes), _range(kept)
+    size_range, kept_range = _range(scored), _range(kept)
+    flanks = f", with flanks {_range(sizes)}" if store.flanked else ""
+    unscored = store.n_variants - int(scored.sum())
+    inputs = ", ".join(i["name"] for i in provenance["inputs"]) or provenance.get("source") or "correlations as given"
     lines = [
         f"LD store        {store.path} ({store.path.stat().st_size / 1e6:,.1f} MB)",
         f"made            {attributes['created']} by deepwas {attributes['deepwas_version']}",
-        f"panel           {', '.join(i['name'] for i in provenance['inputs'])}; {store.n_samples:,} people",
+        f"panel           {inputs}; {store.n_samples:,} people",
         f"genome build    {store.genome_build}",
         f"variants        {store.n_variants:,} on chromosome {names}; {mapped:,} with a genetic position",
-        f"blocks          {store.n_blocks:,} of {size_range} variants",
+        f"blocks          {store.n_blocks:,} of {size_range} variants{flanks}",
         f"kept            {total:,} eigenvalues ({kept_range} a block), {share:.1%} of the variance",
         f"rule            {_rule(options)}",
         f"factors         {options['dtype']}, {factor_bytes / 1e6:,.1f} MB",
         f"LD score        median {scores[1]:.1f}, 5% below {scores[0]:.1f}, 5% above {scores[2]:.1f}",
     ]
-    if provenance["r2_total"]:
+    if unscored:
+        lines.append(f"not scored      {unscored:,} variants are in no block's scored part")
+    if provenance.get("r2_total"):
         lost = provenance["r2_cut"] / provenance["r2_total"]
         lines.append(f"lost by cutting {lost:.2%} of the r2 between variants up to {options['max_block']:,} apart")
     for row in provenance["tally"]:
@@ -73,10 +78,13 @@ def plot(store: LDStore, path: str | os.PathLike[str]) -> None:
         figure.add_subplot(grid[1, 1]),
     )
     edges = np.arange(store.n_blocks + 1) - 0.5
-    along.stairs(table["VARIANTS"].to_numpy(), edges, fill=True, color=_LIGHT, label="variants")
+    if store.flanked:
+        along.stairs(table["VARIANTS"].to_numpy(), edges, fill=True, color=_PALE, label="candidates, with flanks")
+    label = "variants scored" if store.flanked else "variants"
+    along.stairs(table["SCORED"].to_numpy(), edges, fill=True, color=_LIGHT, label=label)
     along.stairs(table["KEPT"].to_numpy(), edges, fill=True, color=_DARK, label="eigenvalues kept")
     along.set(ylabel="per block", title=f"{store.n_blocks:,} LD blocks along the genome", xlim=(edges[0], edges[-1]))
-    along.legend(loc="upper right", ncols=2, framealpha=0.9)
+    along.legend(loc="upper right", ncols=3, framealpha=0.9)
     along.set_ylim(0, 1.2 * float(table["VARIANTS"].to_numpy().max()))
     _mark_genome(along, store)
 
@@ -96,8 +104,8 @@ def plot(store: LDStore, path: str | os.PathLike[str]) -> None:
     spectra.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue", title="Eigenvalues kept" + note)
 
     kept = 100 * table["VARIANCE_KEPT"].to_numpy()
-    shares.scatter(table["VARIANTS"].to_numpy(), kept, s=16, color=_DARK, alpha=0.7, linewidths=0)
-    shares.set(xlabel="variants in the block", ylabel="variance kept (%)", title="Variance kept")
+    shares.scatter(table["SCORED"].to_numpy(), kept, s=16, color=_DARK, alpha=0.7, linewidths=0)
+    shares.set(xlabel=f"{label} in the block", ylabel="variance kept (%)", title="Variance kept")
     shares.set_ylim(min(90.0, float(kept.min()) - 5), 101)
     for axis in (along, spectra, shares):
         axis.spines[["top", "right"]].set_visible(False)
@@ -131,6 +139,8 @@ def _range(values: np.ndarray) -> str:
 
 
 def _rule(options: dict[str, object]) -> str:
+    if "variance_kept" not in options:
+        return "blocks as given"
     if options["variance_kept"] is not None:
         rule = f"the fewest eigenvalues that reach {options['variance_kept']:.6g} of their sum"
     elif options["eigenvalue_floor"] is not None:
@@ -138,5 +148,5 @@ def _rule(options: dict[str, object]) -> str:
     elif options["shrinkage"]:
         rule = "every eigenvalue"
     else:
-        rule = "eigenvalues above 2 x variants / people (the default)"
+        rule = "eigenvalues above 2 x variants scored / people (the default)"
     return rule + (f"; R shrunk by {options['shrinkage']:g}" if options["shrinkage"] else "")

@@ -8,7 +8,7 @@ import threading
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,17 @@ from deepwas.ld import layout
 from deepwas.ld.block import LDBlock
 from deepwas.specs import validate_json
 
+if TYPE_CHECKING:
+    from deepwas.likelihood.factor import Factor
+
 
 class LDStore:
     """LD of a panel as whitened blocks in one HDF5 file, read block by block; made by `open_ld`.
 
-    Block b covers the rows block_slice(b) of `variants`; the blocks follow each other without gaps, in
-    genome order. Reading is safe from several threads. A context manager: the file is closed at its end, or
-    by `close`.
+    Block b holds the candidate variants block_slice(b), rows of `variants`, and scores those of scored_slice(b).
+    Without flanks the two are the same and the blocks follow each other without gaps; with flanks, the candidates of
+    neighbouring blocks overlap. Every variant is scored by at most one block, the one in the column BLOCK (-1: none).
+    Reading is safe from several threads. A context manager: the file is closed at its end, or by `close`.
     """
 
     def __init__(self, path: Path, handle: Any) -> None:
@@ -37,17 +41,18 @@ class LDStore:
         self.n_samples = int(attributes["n_samples"])
         self.genome_build = str(attributes["genome_build"])
         self.checksum = str(attributes["checksum"])
+        self.n_blocks = int(attributes["n_blocks"])
+        self.n_variants = int(attributes["n_variants"])
         block = handle["variants"]["BLOCK"][:]
-        self.boundaries: npt.NDArray[np.int64] = np.append(
-            np.flatnonzero(np.diff(block, prepend=-1)), len(block)
-        ).astype(np.int64)
-        n_blocks = int(attributes["n_blocks"])
-        if len(block) != int(attributes["n_variants"]) or not np.array_equal(np.unique(block), np.arange(n_blocks)):
+        if len(block) != self.n_variants:
             raise InputError(
-                f"{path}: the column BLOCK does not number the {n_blocks:,} blocks. Build the store again."
+                f"{path}: {len(block):,} variants where {self.n_variants:,} are announced. Build the store again."
             )
-        if len(self.boundaries) != n_blocks + 1:
-            raise InputError(f"{path}: the blocks are not contiguous in the variant table. Build the store again.")
+        if "ranges" in handle:
+            self._ranges = np.stack([handle["ranges"][name][:] for name in layout.RANGES[:4]], axis=1)
+            _check_ranges(path, self._ranges, block, self.n_blocks)
+        else:
+            self._ranges = _ranges_of_version_1(path, block, self.n_blocks)
 
     def __enter__(self) -> LDStore:
         return self
@@ -66,14 +71,21 @@ class LDStore:
             self._handle.close()
 
     @property
-    def n_variants(self) -> int:
-        """Number of variants."""
-        return int(self.boundaries[-1])
+    def flanked(self) -> bool:
+        """Whether any block has candidate variants that it does not score."""
+        return bool((self._ranges[:, :2] != self._ranges[:, 2:]).any())
 
-    @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
-        return len(self.boundaries) - 1
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(k, m) of every block, without reading a factor."""
+        candidates = self._ranges[:, 1] - self._ranges[:, 0]
+        with self._lock:
+            handle = self._open()
+            if "ranges" in handle:
+                kept = handle["ranges"]["KEPT"][:].tolist()
+            else:
+                kept = [self._group(i)["eigenvalues"].shape[0] for i in range(self.n_blocks)]
+        return list(zip(kept, candidates.tolist(), strict=True))
 
     @cached_property
     def variants(self) -> pl.DataFrame:
@@ -89,28 +101,55 @@ class LDStore:
         return raw | {name: json.loads(raw[name]) for name in ("options", "provenance")}
 
     def block_slice(self, index: int) -> slice:
-        """Rows of `variants` that belong to a block."""
+        """Rows of `variants` that are candidates in a block."""
         self._check_index(index)
-        return slice(int(self.boundaries[index]), int(self.boundaries[index + 1]))
+        return slice(int(self._ranges[index, 0]), int(self._ranges[index, 1]))
+
+    def scored_slice(self, index: int) -> slice:
+        """Rows of `variants` that a block scores: the same, or a part of them when it has flanks."""
+        self._check_index(index)
+        return slice(int(self._ranges[index, 2]), int(self._ranges[index, 3]))
+
+    def factor(self, index: int) -> Factor:
+        """The factor of one block, (k, m), in the dtype it is stored in, with its row scales. Cheapest to read."""
+        self._check_index(index)
+        with self._lock:
+            return self._factor(index, self._group(index))
 
     def block(self, index: int) -> LDBlock:
-        """Read one block: every variant scored. A factor stored in float16 is returned in float32."""
+        """Read one block; factor and whitener in float32, or in float64 where they are stored so."""
         self._check_index(index)
         with self._lock:
             group = self._group(index)
-            factor, eigenvalues = group["factor"][:], group["eigenvalues"][:]
-        rows = self.block_slice(index)
-        if factor.shape != (len(eigenvalues), rows.stop - rows.start):
-            raise InputError(
-                f"{self.path}: block {index}: the factor has shape {factor.shape}; "
-                f"{len(eigenvalues)} eigenvalues and {rows.stop - rows.start} variants are stored. "
-                "Build the store again."
-            )
-        if not (np.isfinite(factor).all() and np.isfinite(eigenvalues).all()):
-            raise InputError(
-                f"{self.path}: block {index} holds NaN or infinite LD: the file is damaged. Build it again."
-            )
-        return LDBlock.from_factor(factor.astype(np.promote_types(factor.dtype, np.float32)), eigenvalues)
+            factor, eigenvalues = self._factor(index, group), group["eigenvalues"][:]
+            whitener = layout.read_scaled(group, "whitener", "whitener_scale") if "whitener" in group else None
+        G = factor.decoded()
+        if eigenvalues.shape != G.shape[:1] or not (eigenvalues > 0).all():  # also if NaN
+            raise self._damaged(index, f"{eigenvalues.shape[0]:,} eigenvalues, positive ones, are not there")
+        rows, centre = self.block_slice(index), self.scored_slice(index)
+        if whitener is None:
+            if rows != centre:
+                raise self._damaged(index, "it has flanks and no whitener")
+            return LDBlock.from_factor(G, eigenvalues)
+        W = whitener.decoded()
+        if W.shape != (len(G), centre.stop - centre.start) or not np.isfinite(W).all():
+            raise self._damaged(index, f"the whitener has shape {W.shape} or holds NaN")
+        scored = np.zeros(G.shape[1], dtype=bool)
+        scored[centre.start - rows.start : centre.stop - rows.start] = True
+        return LDBlock(G, W, eigenvalues, scored)
+
+    def _factor(self, index: int, group: Any) -> Factor:
+        factor = layout.read_scaled(group, "factor", "scale")
+        k, m = self.sizes[index]
+        if factor.values.shape != (k, m) or factor.scale.shape != (k,):
+            raise self._damaged(index, f"the factor has shape {factor.values.shape}; ({k}, {m}) is announced")
+        whole = factor.values.dtype.kind == "i" or np.isfinite(factor.values).all()
+        if not (whole and np.isfinite(factor.scale).all()):
+            raise self._damaged(index, "it holds NaN or infinite LD")
+        return factor
+
+    def _damaged(self, index: int, what: str) -> InputError:
+        return InputError(f"{self.path}: block {index}: {what}: the file is damaged. Build the store again.")
 
     def eigenvalues(self, index: int) -> npt.NDArray[np.float64]:
         """Kept eigenvalues of one block, descending, without reading its factor."""
@@ -120,24 +159,28 @@ class LDStore:
 
     @cached_property
     def block_table(self) -> pl.DataFrame:
-        """One row per block: BLOCK CHR START STOP VARIANTS KEPT FLOOR VARIANCE_KEPT SECONDS.
+        """One row per block: BLOCK CHR START STOP VARIANTS SCORED KEPT FLOOR VARIANCE_KEPT SECONDS.
 
-        START and STOP are the positions (BP) of the first and last variant, KEPT the number of eigenvalues.
+        START and STOP are the positions (BP) of the first and last candidate variant, VARIANTS and SCORED the numbers
+        of candidates and scored variants, KEPT that of eigenvalues.
         """
-        rows = []
+        names = ("eigenvalue_floor", "variance_kept", "seconds")
         with self._lock:
-            for index in range(self.n_blocks):
-                group = self._group(index)
-                kept, size = group["factor"].shape
-                numbers = (float(group.attrs[name]) for name in ("eigenvalue_floor", "variance_kept", "seconds"))
-                rows.append((index, size, kept, *numbers))
-        schema = ["BLOCK", "VARIANTS", "KEPT", "FLOOR", "VARIANCE_KEPT", "SECONDS"]
-        table = pl.DataFrame(rows, schema=schema, orient="row")
-        first = self.variants[self.boundaries[:-1]].select("CHR", pl.col("BP").alias("START"))
-        last = self.variants[self.boundaries[1:] - 1].select(pl.col("BP").alias("STOP"))
-        return pl.concat([table, first, last], how="horizontal").select(
-            "BLOCK", "CHR", "START", "STOP", "VARIANTS", "KEPT", "FLOOR", "VARIANCE_KEPT", "SECONDS"
-        )
+            groups = [self._group(index) for index in range(self.n_blocks)]
+            rows = [[float(group.attrs[name]) for name in names] for group in groups]
+        first, last = (self.variants[at] for at in (self._ranges[:, 0], self._ranges[:, 1] - 1))
+        table = pl.DataFrame(rows, schema=["FLOOR", "VARIANCE_KEPT", "SECONDS"], orient="row")
+        return pl.DataFrame(
+            {
+                "BLOCK": np.arange(self.n_blocks),
+                "CHR": first["CHR"],
+                "START": first["BP"],
+                "STOP": last["BP"],
+                "VARIANTS": self._ranges[:, 1] - self._ranges[:, 0],
+                "SCORED": self._ranges[:, 3] - self._ranges[:, 2],
+                "KEPT": [k for k, _ in self.sizes],
+            }
+        ).hstack(table)
 
     def verify(self) -> None:
         """Read the whole file and check layout and checksums. InputError names the first mismatch."""
@@ -148,9 +191,10 @@ class LDStore:
             for index in range(self.n_blocks):
                 digest = layout.block_digest(handle, index)
                 group = self._group(index)
-                rows = self.block_slice(index)
-                if (int(group.attrs["start"]), int(group.attrs["stop"])) != (rows.start, rows.stop):
-                    raise InputError(f"{self.path}: block {index} does not cover the rows that name it in BLOCK.")
+                names = ("start", "stop", "scored_start", "scored_stop")
+                stated = [int(group.attrs[name]) for name in names if name in group.attrs]
+                if stated != self._ranges[index, : len(stated)].tolist():
+                    raise InputError(f"{self.path}: block {index} does not cover the variants announced for it.")
                 if digest != group.attrs["sha256"]:
                     raise InputError(
                         f"{self.path}: block {index} has changed since it was written: its checksum "
@@ -207,6 +251,32 @@ def open_ld(path: str | os.PathLike[str]) -> LDStore:
     except BaseException:
         handle.close()
         raise
+
+
+def _check_ranges(path: Path, ranges: npt.NDArray[np.int64], block: npt.NDArray[np.int64], n_blocks: int) -> None:
+    """Blocks are ranges of the table in genome order, and BLOCK says for each variant which of them scores it."""
+    start, stop, low, high = ranges.T
+    sound = len(ranges) == n_blocks and bool(
+        ((start >= 0) & (start <= low) & (low < high) & (high <= stop) & (stop <= len(block))).all()
+        and (high[:-1] <= low[1:]).all()
+    )
+    if sound:
+        expected = np.full(len(block), -1, dtype=block.dtype)
+        for index, (first, last) in enumerate(ranges[:, 2:].tolist()):
+            expected[first:last] = index
+        sound = np.array_equal(expected, block)
+    if not sound:
+        raise InputError(
+            f"{path}: the column BLOCK and the {n_blocks:,} blocks' ranges do not fit together. Build the store again."
+        )
+
+
+def _ranges_of_version_1(path: Path, block: npt.NDArray[np.int64], n_blocks: int) -> npt.NDArray[np.int64]:
+    starts = np.flatnonzero(np.diff(block, prepend=-1))
+    if not np.array_equal(block[starts], np.arange(n_blocks)):
+        raise InputError(f"{path}: the column BLOCK does not number the {n_blocks:,} blocks. Build the store again.")
+    stops = np.append(starts[1:], len(block))
+    return np.stack([starts, stops, starts, stops], axis=1).astype(np.int64)
 
 
 def _check_kind(path: Path, handle: Any) -> None:

@@ -81,10 +81,17 @@ def log_density(blocks: Sequence[Spectrum], log_scale: float, noise: float) -> N
     return out
 
 
-def fit_scale(blocks: Sequence[Spectrum], *, noise: float | None, start: tuple[float, float] = (0.0, 1.0)) -> ScaleFit:
+def fit_scale(
+    blocks: Sequence[Spectrum],
+    *,
+    noise: float | None,
+    start: tuple[float, float] = (0.0, 1.0),
+    weights: NDArray[np.float64] | None = None,
+) -> ScaleFit:
     """Maximise the likelihood of all blocks over the log scale, and over the noise unless it is given.
 
     start: (log scale, noise) to begin at.  The scale may move by a factor of e^25 either way.
+    weights: (n_blocks,) of their log-likelihoods, or None for 1.
     """
     from scipy.optimize import minimize
 
@@ -92,15 +99,17 @@ def fit_scale(blocks: Sequence[Spectrum], *, noise: float | None, start: tuple[f
         raise InputError("no LD block is left to fit the prior's scale on.")
     signal = np.concatenate([b.signal for b in blocks])
     squares = np.concatenate([b.squares for b in blocks])
+    counts = [len(b.signal) for b in blocks]
+    weight = np.ones(len(signal)) if weights is None else np.repeat(weights, counts)
     low, high = start[0] - 25.0, start[0] + 25.0
 
     def objective(t: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         slope = np.exp(t[0]) * signal
         sigma2 = np.exp(t[1]) if noise is None else noise
         variance = slope + sigma2
-        score = 0.5 * (1 - squares / variance) / variance
+        score = 0.5 * weight * (1 - squares / variance) / variance
         gradient = [np.sum(score * slope)] + ([sigma2 * np.sum(score)] if noise is None else [])
-        return 0.5 * float(np.sum(np.log(2 * np.pi * variance) + squares / variance)), np.array(gradient)
+        return 0.5 * float(np.sum(weight * (np.log(2 * np.pi * variance) + squares / variance))), np.array(gradient)
 
     first = [start[0]] + ([np.log(start[1])] if noise is None else [])
     bounds = [(low, high)] + ([_LOG_NOISE_BOUNDS] if noise is None else [])

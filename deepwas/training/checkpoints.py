@@ -19,7 +19,13 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = folder.resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**_alone()),
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:
@@ -30,7 +36,7 @@ class Checkpoints:
         """Write a state; returns when it is on disk."""
         import orbax.checkpoint as ocp
 
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        self._manager.save(step, args=ocp.args.StandardSave(_on_host(state)))
         self._manager.wait_until_finished()
 
     def restore(self, step: int, like: Any) -> Any:
@@ -38,7 +44,7 @@ class Checkpoints:
         import jax
         import orbax.checkpoint as ocp
 
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _on_host(like))
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
     def close(self) -> None:
@@ -50,8 +56,8 @@ def save_tree(folder: Path, tree: Any) -> None:
     """Write one pytree of arrays to a folder of its own, replacing what is there."""
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as writer:
-        writer.save(folder.resolve(), tree, force=True)
+    with ocp.StandardCheckpointer(multiprocessing_options=ocp.options.MultiprocessingOptions(**_alone())) as writer:
+        writer.save(folder.resolve(), _on_host(tree), force=True)
 
 
 def load_tree(folder: Path, like: Any) -> Any:
@@ -59,9 +65,27 @@ def load_tree(folder: Path, like: Any) -> Any:
     import jax
     import orbax.checkpoint as ocp
 
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    with ocp.StandardCheckpointer() as reader:
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _on_host(like))
+    with ocp.StandardCheckpointer(multiprocessing_options=ocp.options.MultiprocessingOptions(**_alone())) as reader:
         return reader.restore(folder.resolve(), abstract)
+
+
+def _on_host(tree: Any) -> Any:
+    """As NumPy arrays, which one process can write by itself."""
+    import jax
+    import numpy as np
+
+    return jax.tree.map(np.asarray, tree)
+
+
+def _alone() -> dict[str, Any]:
+    """Of several processes one writes and reads, without the others: Orbax would wait for them."""
+    import jax
+
+    if jax.process_count() == 1:
+        return {}
+    here = jax.process_index()
+    return {"primary_host": here, "active_processes": {here}, "barrier_sync_key_prefix": f"process{here}"}
 
 
 class Metrics:

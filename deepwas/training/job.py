@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,9 +18,12 @@ import scipy.linalg  # noqa: F401 - its BLAS is what XLA calls; see Job.run
 from threadpoolctl import threadpool_limits
 
 from deepwas.annotations import Annotations, Standardiser
+from deepwas.errors import DataWarning
 from deepwas.ld import LDStore
 from deepwas.networks import make_network, predict_log_variance
 from deepwas.options import FitOptions
+from deepwas.parallel import BlockDevices
+from deepwas.rendezvous import current
 from deepwas.runs import Fit
 from deepwas.sumstats import HarmonisedSumstats
 from deepwas.tally import Tally
@@ -31,11 +35,14 @@ from deepwas.training.heritability import (
     truncation_sensitivity,
 )
 from deepwas.training.loop import Trainer
-from deepwas.training.packing import pack_blocks, pack_features
+from deepwas.training.mismatch import Mismatch, diagnose, without_flagged
 from deepwas.training.sections import Rotation, make_rotations, split_sections
-from deepwas.training.trait import whiten_trait
+from deepwas.training.source import BlockSource
+from deepwas.training.trait import open_trait
 
-__all__ = ["Job"]
+__all__ = ["CACHE", "Job"]
+
+CACHE = "whitened.h5"
 
 Progress = Callable[[str, int, int], None]
 
@@ -71,14 +78,25 @@ class Job:
             return self._run()
 
     def _run(self) -> Fit:
-        begun = time.monotonic()
+        begun, o, frame = time.monotonic(), self.options, self.trait.frame
+        cache = None if self.folder is None else self.folder / CACHE
+        with open_trait(
+            self.store,
+            frame,
+            cache=cache,
+            factor_dtype=o.factor_dtype,
+            progress=lambda done, total: self.progress("whitening LD blocks", done, total),
+        ) as self.blocks:
+            return self._fit(begun, cache)
+
+    def _fit(self, begun: float, cache: Path | None) -> Fit:
         o, frame = self.options, self.trait.frame
-        self.blocks, dropped = whiten_trait(
-            self.store, frame, progress=lambda done, total: self.progress("whitening LD blocks", done, total)
-        )
-        self.record["counts"] += dropped.as_list()
-        chromosomes = [str(self.store.variants["CHR"][b.rows.start]) for b in self.blocks]
-        sizes = [len(b.z) for b in self.blocks]
+        self.record["counts"] += self.blocks.dropped.as_list()
+        for note in self.blocks.notes:
+            warnings.warn(note, DataWarning, stacklevel=2)
+        self.scored = [b.scored_rows for b in self.blocks]
+        chromosomes = [str(self.store.variants["CHR"][rows.start]) for rows in self.scored]
+        sizes = [rows.stop - rows.start for rows in self.scored]
         self.section = split_sections(chromosomes, sizes, o.folds)
         rotations = make_rotations(self.section)[: o.folds if o.cross_fit else 1]
         standardisers = self._standardisers(rotations)
@@ -86,13 +104,21 @@ class Job:
         moment = moment_effect_variance(frame["Z"].to_numpy(), scores, frame["N"].to_numpy())
         self.spectra = constant_spectra(self.blocks)
         constant = scale_heritability(self.spectra, sum(sizes), moment, o.noise)
-        sensitivity = truncation_sensitivity(self.store, frame, start=moment, whitened=self.blocks)
+        sensitivity = truncation_sensitivity(self.store, frame, start=moment, whitened=self.blocks, cache=cache)
+        mismatch = self._mismatch(constant)
+        if o.mismatch == "exclude":
+            rotations = without_flagged(rotations, _of_first("flagged LD blocks", mismatch.flagged))
+        self.weights = _of_first("weights of LD blocks", mismatch.weights) if o.mismatch == "down-weight" else None
 
         bases = [self._constant(r, rotation, moment) for r, rotation in enumerate(rotations)]
         if o.network == "constant":
             outcomes = [self._without_network(*base) for base in bases]
         else:
-            trainer = Trainer(pack_blocks(self.blocks), o, n_panel=self.store.n_samples)
+            devices = BlockDevices()
+            source = BlockSource(
+                self.blocks, factor_dtype=o.factor_dtype, memory_gb=o.memory, place=devices.place, part=devices.part
+            )
+            trainer = Trainer(source, o, n_panel=self.store.n_samples, block_weights=self.weights, devices=devices)
             outcomes = [
                 self._train(trainer, rotation, standardiser, *base, count=len(rotations))
                 for rotation, standardiser, base in zip(rotations, standardisers, bases, strict=True)
@@ -107,16 +133,17 @@ class Job:
                 "variants_in_store": self.store.n_variants,
                 "variants_modelled": sum(sizes),
                 "variants_scored": int(sum(b.observed.sum() for b in self.blocks)),
-                "eigenvalues": int(sum(len(b.whitened) for b in self.blocks)),
+                "eigenvalues": int(sum(k for k, _ in self.blocks.sizes)),
                 "mean_sample_size": float(np.mean(frame["N"].to_numpy())),
                 "mean_chi2": float(np.mean(frame["Z"].to_numpy() ** 2)),
             },
             "heritability": {
                 "moment": moment * sum(sizes),
                 "constant": constant,
-                "plain": self._heritability(result.variants["SNPVAR_PLAIN"], outcomes[:1]),
-                "cross_fitted": self._heritability(result.variants["SNPVAR_CROSS"], cross) if cross else None,
+                "plain": self._heritability(outcomes[:1]),
+                "cross_fitted": self._heritability(cross) if cross else None,
             },
+            "mismatch": mismatch.summary(o.mismatch),
             "sensitivity": sensitivity,
             "held_out": {
                 "plain": _held_out(outcomes[:1]),
@@ -134,7 +161,7 @@ class Job:
             return []
         fitted = []
         for rotation in rotations:
-            ranges = [self.blocks[i].rows for i in rotation.train]
+            ranges = [self.scored[i] for i in rotation.train]
             fitted.append(Standardiser.fit(self.features, np.concatenate([np.arange(r.start, r.stop) for r in ranges])))
         return fitted
 
@@ -142,7 +169,8 @@ class Job:
         """The constant prior of a rotation's training blocks, and the start of the rotation's record."""
         noise = self.options.noise
         start = (float(np.log(moment)), 1.0 if noise is None else noise)
-        base = fit_scale([self.spectra[i] for i in rotation.train], noise=noise, start=start)
+        weights = None if self.weights is None else self.weights[rotation.train]
+        base = fit_scale([self.spectra[i] for i in rotation.train], noise=noise, start=start, weights=weights)
         held_out = log_density([self.spectra[i] for i in rotation.test], base.log_scale, base.noise)
         record = {
             "rotation": r,
@@ -177,11 +205,10 @@ class Job:
         values = standardiser.transform(self.features, tally=tally)
         if r == 0:
             self.record["counts"] += tally.as_list()
-        packed = pack_features(self.blocks, trainer.host_buckets, values)
         trained = trainer.train(
             make_network(o.network, values.shape[1], base.log_scale, hidden=o.hidden, seed=o.seed * 1000 + r),
             base.noise,
-            packed,
+            values,
             rotation.train,
             rotation.validation,
             rotation=r,
@@ -190,8 +217,8 @@ class Job:
             progress=lambda done, total: self.progress("training", r * total + done, count * total),
         )
         # Both in the same arithmetic, so that a network that never moved gains exactly 0.
-        before = trainer.log_likelihood(trained.start, packed, rotation.test)
-        after = trainer.log_likelihood(trained.best, packed, rotation.test)
+        before = trainer.log_likelihood(trained.start, values, rotation.test)
+        after = trainer.log_likelihood(trained.best, values, rotation.test)
         record |= {
             "network": {
                 "log_base": base.log_scale,
@@ -211,8 +238,8 @@ class Job:
 
     def _assemble(self, outcomes: Sequence[_Outcome]) -> Fit:
         """The table of variants with their priors, and the `Fit` around it."""
-        keep = np.concatenate([np.arange(b.rows.start, b.rows.stop) for b in self.blocks])
-        sizes = [len(b.z) for b in self.blocks]
+        keep = np.concatenate([np.arange(rows.start, rows.stop) for rows in self.scored])
+        sizes = [rows.stop - rows.start for rows in self.scored]
         section = np.repeat(self.section, sizes)
         columns = {
             "BLOCK": np.repeat([b.number for b in self.blocks], sizes),
@@ -232,9 +259,49 @@ class Job:
             folder=self.folder,
         )
 
-    def _heritability(self, snpvar: pl.Series, outcomes: Sequence[_Outcome]) -> dict[str, Any]:
-        ends = np.cumsum([len(b.z) for b in self.blocks])
-        f = np.split(snpvar.to_numpy(), ends[:-1])
+    def _mismatch(self, constant: dict[str, Any]) -> Mismatch:
+        """Test every block's z-scores against its LD, write the tables, and count what will not be used as it is."""
+        o = self.options
+        found = diagnose(
+            self.blocks,
+            self.store,
+            self.trait.frame,
+            effect_variance=constant["effect_variance"],
+            noise=constant["noise"],
+            threshold=o.mismatch_threshold,
+            progress=lambda done, total: self.progress("testing the LD", done, total),
+        )
+        if self.folder is not None:
+            found.write(self.folder)
+        what = {
+            "report": "in LD blocks flagged for mismatch, used all the same",
+            "down-weight": "in LD blocks flagged for mismatch, down-weighted in training",
+            "exclude": "in LD blocks flagged for mismatch, left out of training",
+        }[o.mismatch]
+        tally = Tally()
+        for i in np.flatnonzero(found.flagged):
+            rows, flag = self.scored[i], found.table["FLAG"][int(i)]
+            first = str(self.store.variants["SNP"][rows.start])
+            tally.add("fit", "noted", f"variants {what}: {flag}", rows.stop - rows.start, first)
+        self.record["counts"] += tally.as_list()
+        return found
+
+    def _effect_variances(self, outcomes: Sequence[_Outcome]) -> list[np.ndarray]:
+        """The prior of every block's candidates, (m,) each: by the network of the section that scores the variant, and
+        for variants that no block scores by that of the block's own section; or all by the only network."""
+        log_f = np.stack([x.log_f for x in outcomes])
+        section = np.full(self.store.n_variants, -1)
+        for rows, own in zip(self.scored, self.section, strict=True):
+            section[rows] = own
+        out = []
+        for block, own in zip(self.blocks, self.section, strict=True):
+            here = np.arange(block.rows.start, block.rows.stop)
+            by = np.where(section[here] < 0, own, section[here]) if len(outcomes) > 1 else 0
+            out.append(np.exp(log_f[by, here]))
+        return out
+
+    def _heritability(self, outcomes: Sequence[_Outcome]) -> dict[str, Any]:
+        f = self._effect_variances(outcomes)
         noise = float(np.mean([x.record["noise"] for x in outcomes]))
         return heritability(self.blocks, f, noise, self.options.noise is None)
 
@@ -257,14 +324,20 @@ def _held_out(outcomes: Sequence[_Outcome]) -> dict[str, Any]:
     }
 
 
+def _of_first(what: str, values: np.ndarray) -> np.ndarray:
+    """Process 0's values: a last bit that differs between hosts must not change what is trained on."""
+    return np.asarray(current().from_first(what, values.tolist()), dtype=values.dtype)
+
+
 def _environment() -> dict[str, Any]:
-    devices = jax.devices()
+    devices, processes = jax.devices(), jax.process_count()
+    over = f", {processes} processes" if processes > 1 else ""
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "polars", "h5py")
     return {
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),
-        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){over}",
         "x64": bool(jax.config.read("jax_enable_x64")),
         "packages": {name: version(name) for name in packages},
     }

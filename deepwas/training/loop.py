@@ -3,15 +3,19 @@
 AdamW with warm-up, cosine decay and clipping, on minibatches of blocks of one shape; early stopping on the validation
 blocks, whose log-likelihood is always computed exactly where k allows it. Everything random is drawn from the seed and
 the step, so that a resumed run repeats an uninterrupted one.
+
+With several devices (see `deepwas.parallel`) the blocks of each batch are split over them; with several processes, each
+runs this same loop and takes the same decisions, and one of them keeps the journal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,24 +25,24 @@ from flax import nnx
 from jax import Array
 from numpy.typing import NDArray
 
-from deepwas.errors import DeepwasError
+from deepwas.errors import DeepwasError, InputError
 from deepwas.files import read_json, write_json
 from deepwas.likelihood.api import choose_solver
 from deepwas.options import FitOptions
+from deepwas.parallel import BlockDevices
+from deepwas.rendezvous import current
 from deepwas.training.checkpoints import Checkpoints, Metrics
-from deepwas.training.packing import Bucket
 from deepwas.training.objective import Solve, ld_score_terms, likelihood_terms
+from deepwas.training.source import Batch, BlockSource, Minibatch
 
 __all__ = ["Point", "Trained", "Trainer"]
 
 _EXACT_UP_TO = 2048
 _EVALUATION = Solve("cg", probes=64, rtol=1e-4, max_steps=200)
-_MOST_STEPS = 128
+_MOST_STEPS = 64
+_RANK = 32  # of the preconditioner, once the most steps are too few
 _CHECKPOINT_EVERY = 5  # evaluations
 _TRUSTED = 10.0  # times rtol: an update whose solve has a greater residual is left out
-
-
-Batch = tuple[int, NDArray[np.int64], NDArray[np.float32]]
 
 
 class Point(NamedTuple):
@@ -102,7 +106,7 @@ class _State:
     def tree(self) -> dict[str, Any]:
         """Plain lists of arrays, so that a checkpoint's layout does not hang on the classes of Flax and Optax."""
         tree: dict[str, Any] = {name: jax.tree.leaves(getattr(self, name)) for name in self._TREES}
-        tree["solves"] = np.array([[s.solver == "cholesky", s.max_steps] for s in self.solves], dtype=np.int32)
+        tree["solves"] = np.array([[s.solver == "cholesky", s.max_steps, s.rank] for s in self.solves], dtype=np.int32)
         return tree
 
     def restore(self, step: int, tree: dict[str, Any]) -> None:
@@ -111,27 +115,59 @@ class _State:
             structure = jax.tree.structure(getattr(self, name))
             setattr(self, name, jax.tree.unflatten(structure, [jnp.asarray(x) for x in tree[name]]))
         self.step = step
-        for b, (exact, steps) in enumerate(np.asarray(tree["solves"])):
-            self.solves[b] = replace(self.solves[b], solver="cholesky" if exact else "cg", max_steps=int(steps))
+        for b, (exact, steps, rank) in enumerate(np.asarray(tree["solves"]).tolist()):
+            solver: Literal["cholesky", "cg"] = "cholesky" if exact else "cg"
+            self.solves[b] = replace(self.solves[b], solver=solver, max_steps=steps, rank=rank)
+
+    def spread(self, devices: BlockDevices) -> None:
+        """Put the arrays on all devices; every process takes over the state of process 0, which may have resumed."""
+        plain = ("best_value", "best_step", "step", "events")
+        first = current().from_first(
+            "the state of training",
+            {name: getattr(self, name) for name in plain} | {"solves": [asdict(s) for s in self.solves]},
+        )
+        self.solves = [Solve(**content) for content in first.pop("solves")]
+        for name, value in first.items():
+            setattr(self, name, value)
+        trees = devices.of_first(tuple(getattr(self, name) for name in self._TREES))
+        self.parameters, self.optimiser, self.best = trees
 
 
 class Trainer:
-    """Compiled steps over a fixed set of buckets; `train` runs them for one network and assignment of blocks."""
+    """Compiled steps over the blocks of one source; `train` runs them for one network and assignment of blocks.
 
-    def __init__(self, buckets: Sequence[Bucket], options: FitOptions, *, n_panel: int):
+    n_panel: people in the LD panel, for the LD score objective.
+    block_weights: (n_blocks,) >= 0, factors on the blocks' log-likelihoods in training, or None for 1. A weight common
+        to all blocks changes nothing. Evaluation knows no weights.
+    devices: over which batches are split; the source must place them there. By default one device.
+    """
+
+    def __init__(
+        self,
+        source: BlockSource,
+        options: FitOptions,
+        *,
+        n_panel: int,
+        block_weights: NDArray[np.floating] | None = None,
+        devices: BlockDevices | None = None,
+    ):
         self.options = options
+        self.devices = devices or BlockDevices(jax.local_devices()[:1])
         self.n_panel = n_panel
-        self.host_buckets = list(buckets)
-        self.members = [np.asarray(b.member) for b in buckets]
-        self.buckets = [Bucket(*(jnp.asarray(x) for x in b)) for b in buckets]
-        self.mean_k = float(np.mean(np.concatenate([np.asarray(b.real).sum(1) for b in buckets])))
+        self.source = source
+        count = len(self.source.eigenvalues)
+        weights = np.ones(count) if block_weights is None else np.asarray(block_weights, np.float64)
+        if weights.shape != (count,) or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
+            raise InputError(f"block_weights must be {count} finite numbers >= 0, one per LD block and not all 0.")
+        self.block_weights = weights
+        self.mean_k = float(np.sum(weights * self.source.eigenvalues) / np.count_nonzero(weights))
         self.schedule = self._make_schedule()
         self.optimiser = optax.chain(
             optax.clip_by_global_norm(options.clip_norm),
             optax.adamw(self.schedule, weight_decay=options.weight_decay, mask=_decays),
         )
-        self._update = jax.jit(self._update_step, static_argnames="solve")
-        self._values = jax.jit(self._block_values, static_argnames="solve")
+        self._update = self.devices.compile(self._update_step, static_argnames="solve")
+        self._values = self.devices.compile(self._block_values, static_argnames="solve")
 
     def _first_solve(self, k: int, m: int) -> Solve:
         chosen = self.options.solver
@@ -149,36 +185,22 @@ class Trainer:
         self,
         point: Point,
         state: Any,
-        bucket: Bucket,
-        features: Array,
-        chosen: Array,
-        weight: Array,
-        key: Array,
-        constant: Array,
+        batch: Batch,
+        step: Any,
+        constant: Any,
         *,
         solve: Solve,
     ) -> tuple[Any, Any, Array, Array, Array]:
-        """One optimiser step on the blocks `chosen` of one bucket; `weight` is 0 for those that fill up a batch.
+        """One optimiser step on a batch; `step` gives the probes.
 
         The gradient of a solve that is far from converged can be wrong by orders of magnitude, and one such step can
         send the network where every solve fails. So it is not taken: parameters and state stay as they were.
         """
-        batch = Bucket(*(x[chosen] for x in bucket))
-        inputs = features[chosen]
-        norm = self.options.batch_blocks * self.mean_k
-
-        def loss(parameters: dict[str, Any]) -> tuple[Array, Array]:
-            f = jnp.exp(point._replace(parameters=parameters).network()(inputs))
-            noise = self._noise(parameters)
-            if self.options.objective == "ld-score":
-                values, residual = ld_score_terms(
-                    batch, f, noise, n_panel=self.n_panel, constant=(constant[0], constant[1])
-                )
-            else:
-                values, residual = likelihood_terms(batch, f, noise, key, solve)
-            return -jnp.sum(values * weight) / norm, jnp.max(residual)
-
-        (value, residual), gradient = jax.value_and_grad(loss, has_aux=True)(point.parameters)
+        # Probes are drawn afresh at each step: a network fits the error of signs that stay the same, loses held-out
+        # likelihood by it, and drifts to priors that CG cannot solve.
+        key = jax.random.fold_in(jax.random.key(self.options.seed), step)
+        measure = self.devices.spread(partial(self._measure, solve=solve), False, True, False, False)
+        value, residual, gradient = measure(point, batch, jax.random.key_data(key), constant)
         updates, moved = self.optimiser.update(gradient, state, point.parameters)
         trusted = (residual <= _TRUSTED * self.options.rtol) & jnp.isfinite(value)
         parameters, state = jax.tree.map(
@@ -188,13 +210,37 @@ class Trainer:
         )
         return parameters, state, value, residual, optax.tree.norm(gradient)
 
-    def _block_values(
-        self, point: Point, bucket: Bucket, features: Array, chosen: Array, key: Array, *, solve: Solve
-    ) -> tuple[Array, Array]:
-        """Log-likelihoods and residuals of the blocks `chosen` of one bucket."""
-        batch = Bucket(*(x[chosen] for x in bucket))
-        f = jnp.exp(point.network()(features[chosen]))
-        return likelihood_terms(batch, f, self._noise(point.parameters), key, solve)
+    def _measure(
+        self, point: Point, batch: Batch, key: Array, constant: Array, *, solve: Solve
+    ) -> tuple[Array, Array, Any]:
+        """Loss, greatest residual and gradient of a batch; on each device from its own blocks, then put together."""
+        norm = self.options.batch_blocks * self.mean_k
+        key = jax.random.wrap_key_data(key)
+
+        def loss(parameters: dict[str, Any]) -> tuple[Array, Array]:
+            f = jnp.exp(point._replace(parameters=parameters).network()(batch.features))
+            noise = self._noise(parameters)
+            if self.options.objective == "ld-score":
+                values, residual = ld_score_terms(
+                    batch.blocks, f, noise, n_panel=self.n_panel, constant=(constant[0], constant[1])
+                )
+            else:
+                values, residual = likelihood_terms(batch.blocks, f, noise, key, solve)
+            return -jnp.sum(values * batch.weight) / norm, jnp.max(residual)
+
+        (value, residual), gradient = jax.value_and_grad(loss, has_aux=True)(point.parameters)
+        value, gradient = self.devices.total((value, gradient))
+        return value, self.devices.greatest(residual), gradient
+
+    def _block_values(self, point: Point, batch: Batch, *, solve: Solve) -> tuple[Array, Array]:
+        """Log-likelihoods and residuals of the blocks of a batch."""
+
+        def values(point: Point, batch: Batch) -> tuple[Array, Array]:
+            f = jnp.exp(point.network()(batch.features))
+            key = jax.random.key(self.options.seed + 1)
+            return self.devices.joined(likelihood_terms(batch.blocks, f, self._noise(point.parameters), key, solve))
+
+        return self.devices.spread(values, False, True)(point, batch)
 
     # --- what they are used for ---
 
@@ -206,47 +252,65 @@ class Trainer:
             0.0, o.peak_learning_rate, warm, max(o.steps, warm + 1), 0.05 * o.peak_learning_rate
         )
 
-    def log_likelihood(self, point: Point, features: Sequence[Any], which: NDArray[np.int64]) -> NDArray[np.float64]:
+    def log_likelihood(self, point: Point, features: Any, which: NDArray[np.int64]) -> NDArray[np.float64]:
         """Log-likelihood of the blocks `which`, in their order, in nats.
 
+        features: (M, p), of the store's variants.
         By Cholesky up to k of 2,048, beyond by CG with 64 probes that are the same for every model.
         """
+        point = self.devices.same(point)
+        measured: list[tuple[Minibatch, Array, Array]] = []
+        plan = [
+            x for b, members in enumerate(self.source.members) for x in self._split(b, members[np.isin(members, which)])
+        ]
+        with closing(self.source.batches(plan, features)) as stream:
+            for item, batch in stream:
+                solve = Solve("cholesky") if self.source.shapes[item.bucket][0] <= _EXACT_UP_TO else _EVALUATION
+                measured.append((item, *self._values(point, batch, solve=solve)))
+                _await_earlier(measured)
         found: dict[int, float] = {}
-        key = jax.random.key(self.options.seed + 1)
-        size = self.options.batch_blocks
-        for members, bucket, inputs in zip(self.members, self.buckets, features, strict=True):
-            rows = np.flatnonzero(np.isin(members, which))
-            solve = Solve("cholesky") if bucket.shape[0] <= _EXACT_UP_TO else _EVALUATION
-            for start in range(0, len(rows), size):
-                some = rows[start : start + size]
-                filled = np.resize(some, size)
-                values, residual = self._values(point, bucket, inputs, jnp.asarray(filled), key, solve=solve)
-                if float(jnp.max(residual)) > _EVALUATION.rtol:
-                    raise DeepwasError(
-                        f"the held-out likelihood of a block of k = {bucket.shape[0]} did not converge in "
-                        f"{_EVALUATION.max_steps} CG steps. Use smaller blocks or a higher eigenvalue floor."
-                    )
-                found.update(zip(members[some].tolist(), np.asarray(values)[: len(some)].tolist(), strict=True))
+        for item, values, residual in measured:
+            if float(np.max(residual)) > _EVALUATION.rtol:
+                raise DeepwasError(
+                    f"the held-out likelihood of a block of k = {self.source.shapes[item.bucket][0]} did not converge "
+                    f"in {_EVALUATION.max_steps} CG steps. Use smaller blocks or a higher eigenvalue floor."
+                )
+            found.update(zip(item.members.tolist(), np.asarray(values).tolist(), strict=True))
         return np.array([found[i] for i in which.tolist()], dtype=np.float64)
 
-    def batches(self, train: NDArray[np.int64], epoch: int, rotation: int) -> list[Batch]:
-        """The minibatches of one epoch, in random order: (bucket, rows of the bucket, weights)."""
+    def batches(self, train: NDArray[np.int64], epoch: int, rotation: int) -> list[Minibatch]:
+        """The minibatches of one epoch, in random order."""
         rng = np.random.default_rng([self.options.seed, rotation, epoch])
-        size = self.options.batch_blocks
-        out: list[Batch] = []
-        for b, members in enumerate(self.members):
-            rows = rng.permutation(np.flatnonzero(np.isin(members, train)))
-            for start in range(0, len(rows), size):
-                some = rows[start : start + size]
-                weight = (np.arange(size) < len(some)).astype(np.float32)
-                out.append((b, np.resize(some, size), weight))
+        out: list[Minibatch] = []
+        for b, members in enumerate(self.source.members):
+            out += self._split(b, rng.permutation(members[np.isin(members, train)]))
         return [out[i] for i in rng.permutation(len(out))]
+
+    def _split(self, bucket: int, members: NDArray[np.int64]) -> list[Minibatch]:
+        """Blocks of one shape, in batches of equal size; the last is filled up by repetition, at weight 0."""
+        size = self.options.batch_blocks
+        out = []
+        for start in range(0, len(members), size):
+            some = members[start : start + size]
+            filled = np.resize(some, self.devices.padded(size))
+            weight = np.where(np.arange(len(filled)) < len(some), self.block_weights[filled], 0)
+            out.append(Minibatch(bucket, filled, weight.astype(np.float32)))
+        return out
+
+    def _plan(self, train: NDArray[np.int64], rotation: int, first: int) -> Iterator[Minibatch]:
+        """The minibatches from step `first` to the last, epoch after epoch."""
+        order = self.batches(train, 0, rotation)
+        for step in range(first, self.options.steps):
+            epoch, position = divmod(step, len(order))
+            if position == 0 or step == first:
+                order = self.batches(train, epoch, rotation)
+            yield order[position]
 
     def train(
         self,
         network: Any,
         noise: float,
-        features: Sequence[Any],
+        features: Any,
         train: NDArray[np.int64],
         validation: NDArray[np.int64],
         *,
@@ -257,47 +321,40 @@ class Trainer:
     ) -> Trained:
         """Train from the constant prior; resume from the newest checkpoint in `folder`, if there is one.
 
-        network, noise: where to start.  features: (B, m, p) per bucket.  train, validation: block indices.
+        network, noise: where to start.  features: (M, p), of the store's variants.  train, validation: block indices.
         constant_variance: effect variance of the constant prior, for the weights of the LD score objective.
         """
         o = self.options
-        features = [jnp.asarray(x) for x in features]
-        start = Point.of(network, float(np.log(noise)) if o.noise is None else None)
+        start = self.devices.of_first(Point.of(network, float(np.log(noise)) if o.noise is None else None))
         origin = self.log_likelihood(start, features, validation)
         state = _State(
             start.parameters,
-            self.optimiser.init(start.parameters),
+            self.optimiser.init(self.devices.local(start.parameters)),
             start.parameters,
-            [self._first_solve(*b.shape) for b in self.buckets],
+            [self._first_solve(*shape) for shape in self.source.shapes],
         )
-        # Probes are drawn afresh at each step: a network fits the error of signs that stay the same, loses held-out
-        # likelihood by it, and drifts to priors that CG cannot solve.
-        key = jax.random.key(o.seed)
-        constant = jnp.asarray([constant_variance, noise], jnp.float32)
-        per_epoch = len(self.batches(train, 0, rotation))
-        order: list[Batch] = []
+        constant = self.devices.of_first(jnp.asarray([constant_variance, noise], jnp.float32))
         taken: list[tuple[int, Array, Array, Array]] = []
         with ExitStack() as stack:
             journal = stack.enter_context(Journal(folder)) if folder is not None else None
             if journal is not None:
                 journal.resume(state)
+            state.spread(self.devices)
+            stream = self.source.batches(self._plan(train, rotation, state.step), features)
+            stack.enter_context(closing(stream))
             while state.step < o.steps and not self._stop(state):
-                if not order or state.step % per_epoch == 0:
-                    order = self.batches(train, state.step // per_epoch, rotation)
-                b, rows, weight = order[state.step % per_epoch]
+                item, batch = next(stream)
                 state.parameters, state.optimiser, *measured = self._update(
                     start._replace(parameters=state.parameters),
                     state.optimiser,
-                    self.buckets[b],
-                    features[b],
-                    jnp.asarray(rows),
-                    jnp.asarray(weight),
-                    jax.random.fold_in(key, state.step),
+                    batch,
+                    np.uint32(state.step),
                     constant,
-                    solve=state.solves[b],
+                    solve=state.solves[item.bucket],
                 )
                 state.step += 1
-                taken.append((b, *measured))
+                taken.append((item.bucket, *measured))
+                _await_earlier(taken)
                 if state.step % o.evaluate_every and state.step < o.steps:
                     continue
                 point = start._replace(parameters=state.parameters)
@@ -316,9 +373,9 @@ class Trainer:
                 f"stopped at step {state.step}: no better validation log-likelihood since step {state.best_step}"
             )
         return Trained(
-            start=start,
-            best=start._replace(parameters=state.best),
-            noise=float(self._noise(state.best)),
+            start=self.devices.local(start),
+            best=self.devices.local(start._replace(parameters=state.best)),
+            noise=float(self._noise(self.devices.local(state.best))),
             best_step=state.best_step,
             last_step=state.step,
             validation_gain=state.best_value,
@@ -354,7 +411,7 @@ class Trainer:
             "step": step,
             "train_loss": float(losses[trusted].mean()) if trusted.any() else float("nan"),
             "validation_gain": gain,
-            "noise": float(self._noise(state.parameters)),
+            "noise": float(self._noise(self.devices.local(state.parameters))),
             "learning_rate": float(self.schedule(step - 1)),
             "gradient_norm": float(norms.mean()),
             "residual": float(residuals.max()),
@@ -365,17 +422,23 @@ class Trainer:
         return row
 
     def _raise_steps(self, state: _State, b: int, residual: float) -> None:
-        """More CG steps for a shape whose residual was too large, or Cholesky when that is no use."""
+        """For a shape whose residual was too large: more CG steps, then the preconditioner, then Cholesky."""
         solve = state.solves[b]
         if solve.solver != "cg" or residual <= solve.rtol:
             return
-        k, m = self.buckets[b].shape
+        k, m = self.source.shapes[b]
         if solve.max_steps < _MOST_STEPS:
-            state.solves[b] = replace(solve, max_steps=2 * solve.max_steps)
-            what = f"CG steps raised from {solve.max_steps} to {2 * solve.max_steps}"
+            steps = min(2 * solve.max_steps, _MOST_STEPS)
+            state.solves[b] = replace(solve, max_steps=steps)
+            what = f"CG steps raised from {solve.max_steps} to {steps}"
+        elif solve.rank < _RANK:
+            state.solves[b] = replace(solve, rank=_RANK)
+            what = (
+                f"{solve.max_steps} CG steps were too few: the {_RANK} largest effects are preconditioned from here on"
+            )
         else:
             state.solves[b] = replace(solve, solver="cholesky")
-            what = f"{_MOST_STEPS} CG steps were too few: Cholesky from here on"
+            what = f"{solve.max_steps} preconditioned CG steps were too few: Cholesky from here on"
         text = f"step {state.step}: blocks of k = {k}, m = {m}: residual {residual:.1e} > {solve.rtol:g}; {what}"
         state.events.append((state.step, text))
 
@@ -420,6 +483,12 @@ class Journal:
         if keep:
             write_json(self.folder / "events.json", state.events)
             self.checkpoints.save(state.step, state.tree())
+
+
+def _await_earlier(measured: Sequence[tuple[Any, ...]]) -> None:
+    """Wait for the step before the last, so that steps sent to the device do not pile up with their batches."""
+    if len(measured) > 1:
+        jax.block_until_ready(measured[-2][1])
 
 
 def _decays(parameters: Any) -> Any:

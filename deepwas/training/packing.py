@@ -12,20 +12,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deepwas.likelihood.factor import Factor, FactorDtype, encode_factor
 from deepwas.training.trait import TraitBlock
 
-__all__ = ["Bucket", "pack_blocks", "pack_features", "plan_shapes"]
+__all__ = [
+    "Bucket",
+    "encode_block",
+    "gather_features",
+    "pack",
+    "pack_blocks",
+    "padded_shape",
+    "plan_shapes",
+]
 
 
 class Bucket(NamedTuple):
     """Blocks padded to one shape, stacked. B blocks of k eigen-directions and m variants.
 
-    member: (B,) int, indices into the list of blocks.  factor: (B, k, m).  whitened: (B, k).  real: (B, k), 1 or 0 for
-    padding.  z: (B, m).  observed, present: (B, m), 1 or 0.  sample_size: (B,).
+    member: (B,) int, indices into the list of blocks.  factor: `Factor`, values (B, k, m) and scale (B, k).
+    whitened: (B, k).  real: (B, k), 1 or 0 for padding.  z: (B, m).  observed, present: (B, m), 1 or 0.
+    sample_size: (B,).
     """
 
     member: Any
-    factor: Any
+    factor: Factor
     whitened: Any
     real: Any
     z: Any
@@ -36,7 +46,7 @@ class Bucket(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         """(k, m) of every block."""
-        return self.factor.shape[1:]
+        return self.factor.values.shape[-2:]
 
 
 def plan_shapes(sizes: Sequence[tuple[int, int]], *, max_shapes: int = 4, slack: float = 1.15) -> list[list[int]]:
@@ -74,45 +84,73 @@ def plan_shapes(sizes: Sequence[tuple[int, int]], *, max_shapes: int = 4, slack:
     return groups[::-1]
 
 
-def pack_blocks(blocks: Sequence[TraitBlock], *, max_shapes: int = 4) -> list[Bucket]:
-    """Pad and stack blocks into at most max_shapes buckets of NumPy arrays, k and m rounded up to multiples of 8."""
-    buckets = []
-    for group in plan_shapes([b.factor.shape for b in blocks], max_shapes=max_shapes):
-        k = -(-max(blocks[i].factor.shape[0] for i in group) // 8) * 8
-        m = -(-max(blocks[i].factor.shape[1] for i in group) // 8) * 8
-        B = len(group)
-        bucket = Bucket(
-            member=np.array(group),
-            factor=np.zeros((B, k, m), np.float32),
-            whitened=np.zeros((B, k), np.float32),
-            real=np.zeros((B, k), np.float32),
-            z=np.zeros((B, m), np.float32),
-            observed=np.zeros((B, m), np.float32),
-            present=np.zeros((B, m), np.float32),
-            sample_size=np.array([blocks[i].sample_size for i in group], np.float32),
-        )
-        for row, i in enumerate(group):
-            block = blocks[i]
-            kb, mb = block.factor.shape
-            bucket.factor[row, :kb, :mb] = block.factor
-            bucket.whitened[row, :kb] = block.whitened
-            bucket.real[row, :kb] = 1
-            bucket.z[row, :mb] = block.z
-            bucket.observed[row, :mb] = block.observed
-            bucket.present[row, :mb] = 1
-        buckets.append(bucket)
-    return buckets
+def padded_shape(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The smallest (k, m) that holds blocks of these sizes, both rounded up to multiples of 8."""
+    k, m = np.max(np.asarray(sizes), axis=0)
+    return int(-(-k // 8) * 8), int(-(-m // 8) * 8)
 
 
-def pack_features(
-    blocks: Sequence[TraitBlock], buckets: Sequence[Bucket], features: NDArray[np.float32]
-) -> list[NDArray[np.float32]]:
-    """The (M, p) features of the store's variants as (B, m, p) per bucket, 0 in the padding."""
-    out = []
-    for bucket in buckets:
-        packed = np.zeros((len(bucket.member), bucket.shape[1], features.shape[1]), np.float32)
-        for row, i in enumerate(bucket.member):
-            rows = blocks[i].rows
-            packed[row, : rows.stop - rows.start] = features[rows]
-        out.append(packed)
-    return out
+def encode_block(block: TraitBlock, dtype: FactorDtype) -> Factor:
+    """The block's factor in the dtype asked for; no copy where it has that already."""
+    factor = block.encoded
+    return factor if factor.values.dtype == dtype else encode_factor(factor.decoded(), dtype)
+
+
+def pack(members: Sequence[int], blocks: Sequence[tuple[TraitBlock, Factor]], shape: tuple[int, int]) -> Bucket:
+    """Pad and stack blocks, as NumPy arrays.
+
+    members: their indices in the list of all blocks.  blocks: each with its factor encoded, all in one dtype.
+    shape: (k, m) to pad to.
+    """
+    B, (k, m) = len(members), shape
+    encoded = blocks[0][1]
+    bucket = Bucket(
+        member=np.array(members, np.int32),
+        factor=Factor(_aligned_zeros((B, k, m), encoded.values.dtype), np.ones((B, k), encoded.scale.dtype)),
+        whitened=np.zeros((B, k), np.float32),
+        real=np.zeros((B, k), np.float32),
+        z=np.zeros((B, m), np.float32),
+        observed=np.zeros((B, m), np.float32),
+        present=np.zeros((B, m), np.float32),
+        sample_size=np.array([block.sample_size for block, _ in blocks], np.float32),
+    )
+    for row, (block, factor) in enumerate(blocks):
+        kb, mb = factor.values.shape
+        bucket.factor.values[row, :kb, :mb] = factor.values
+        bucket.factor.scale[row, :kb] = factor.scale
+        bucket.whitened[row, :kb] = block.whitened
+        bucket.real[row, :kb] = 1
+        bucket.z[row, :mb] = block.z
+        bucket.observed[row, :mb] = block.observed
+        bucket.present[row, :mb] = 1
+    return bucket
+
+
+def pack_blocks(
+    blocks: Sequence[TraitBlock], *, max_shapes: int = 4, factor_dtype: FactorDtype = "float32"
+) -> list[Bucket]:
+    """All blocks, padded and stacked into at most max_shapes buckets of NumPy arrays."""
+    sizes = [b.shape for b in blocks]
+    return [
+        pack(g, [(blocks[i], encode_block(blocks[i], factor_dtype)) for i in g], padded_shape([sizes[i] for i in g]))
+        for g in plan_shapes(sizes, max_shapes=max_shapes)
+    ]
+
+
+def gather_features(features: NDArray[np.float32], rows: Sequence[slice], m: int) -> NDArray[np.float32]:
+    """The (M, p) features of the store's variants as (B, m, p) of B blocks, 0 in the padding.
+
+    rows: of each block's variants in the store, at most m.
+    """
+    packed = np.zeros((len(rows), m, features.shape[1]), np.float32)
+    for row, own in enumerate(rows):
+        packed[row, : own.stop - own.start] = features[own]
+    return packed
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros that begin at a multiple of 64 bytes: such an array goes to XLA on a CPU without being copied."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)

@@ -1,0 +1,360 @@
+"""A trait's whitened blocks: what they hold, where their factors come from, and the cache beside a run."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import h5py
+import numpy as np
+import polars as pl
+import pytest
+
+from deepwas import InputError, LDBlock
+from deepwas.errors import DataWarning, DeepwasError
+from deepwas.ld import write_ld
+from deepwas.likelihood.factor import Factor, encode_factor
+from deepwas.training import trait as module
+from deepwas.training.baseline import spectrum
+from deepwas.training.heritability import constant_spectra, heritability, truncation_sensitivity
+from deepwas.training.trait import TraitBlock, open_trait, whiten_trait
+from tests import dense
+
+M = 120
+WINDOWS = [(0, slice(0, 30)), (10, slice(20, 50)), (40, slice(20, 40)), (60, slice(20, 50))]
+
+
+@pytest.fixture(scope="module")
+def R() -> np.ndarray:
+    return dense.ld_matrix("ar1", M, np.random.default_rng(0))
+
+
+@pytest.fixture(params=["flanks", "plain"])
+def store(request, tmp_path: Path, R: np.ndarray):
+    """Windows that score the variants 0 to 109, or six blocks of 20, on two chromosomes' names."""
+    table = pl.DataFrame(
+        {
+            "CHR": ["1"] * M,
+            "SNP": [f"rs{i}" for i in range(M)],
+            "BP": np.arange(1, M + 1),
+            "A1": ["A"] * M,
+            "A2": ["C"] * M,
+            "FREQ": np.full(M, 0.3),
+        }
+    )
+
+    def blocks():
+        if request.param == "plain":
+            for start in range(0, M, 20):
+                yield start, LDBlock.from_correlation(R[start : start + 20, start : start + 20])
+        else:
+            for start, inside in WINDOWS:
+                here = slice(start, min(start + 60, M))
+                scored = np.zeros(here.stop - here.start, dtype=bool)
+                scored[inside] = True
+                yield start, LDBlock.from_correlation(R[here, here], scored)
+
+    with write_ld(tmp_path / "ld.h5", table, blocks(), build="hg19", n_samples=5000, dtype="float32") as made:
+        yield made
+
+
+def scores(present: np.ndarray, *, unequal: bool = False, seed: int = 0) -> pl.DataFrame:
+    """z-scores of the variants that are present."""
+    rng = np.random.default_rng(seed)
+    n = rng.uniform(8e3, 1e4, M) if unequal else np.full(M, 1e4)
+    where = np.flatnonzero(present)
+    return pl.DataFrame({"VARIANT": where, "Z": 2 * rng.normal(size=M)[where], "N": n[where]})
+
+
+def some(seed: int = 1) -> np.ndarray:
+    """Most variants; all of 0 to 49, so that some blocks are as the store holds them; none of 90 to 109."""
+    present = np.random.default_rng(seed).random(M) < 0.8
+    present[:50] = True
+    present[90:110] = False
+    return present
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+def test_blocks_are_the_restricted_ld_and_its_whitened_scores(store, R, unequal):
+    frame = scores(some(), unequal=unequal)
+    z, n = np.zeros(M), np.zeros(M)
+    z[frame["VARIANT"]], n[frame["VARIANT"]] = frame["Z"], frame["N"]
+    blocks = open_trait(store, frame)
+    assert len(blocks) == len(list(blocks)) == len(blocks[:])
+    seen = np.zeros(M, dtype=int)
+    for i, block in enumerate(blocks):
+        rows, centre = store.block_slice(block.number), store.scored_slice(block.number)
+        assert (block.rows, block.scored_rows) == (rows, centre)
+        seen[centre] += 1
+        inside = np.zeros(rows.stop - rows.start, dtype=bool)
+        inside[block.scored] = True
+        observed = inside & (n[rows] > 0)
+        np.testing.assert_array_equal(block.observed, observed)
+        np.testing.assert_array_equal(block.z, np.where(observed, z[rows], 0))
+        assert block.sample_size == pytest.approx(n[rows][observed].mean())
+        assert block.shape == blocks.sizes[i] == block.factor.shape
+        assert block.factor.dtype == block.whitened.dtype == np.float32
+
+        here = np.arange(rows.start, rows.stop)
+        W = blocks.ld_block(i).whitener
+        ratio = np.sqrt(n[rows][observed] / block.sample_size)[:, None]
+        np.testing.assert_allclose(W @ (ratio * R[np.ix_(here[observed], here)]), block.factor, atol=2e-4)
+        np.testing.assert_allclose(W @ z[rows][observed], block.whitened, atol=2e-4)
+        np.testing.assert_allclose(block.row_squares, (block.factor.astype(float) ** 2).sum(axis=1), rtol=1e-6)
+        if unequal:
+            np.testing.assert_allclose(
+                block.loadings.T @ block.loadings, R[np.ix_(here[observed], here[observed])], atol=1e-4
+            )
+        else:
+            assert block.loadings is None
+    assert seen.max() == 1
+    assert (seen[n > 0] == 1).all() or store.flanked
+    with pytest.raises(IndexError):
+        blocks[len(blocks)]
+    assert blocks[-1].number == blocks[len(blocks) - 1].number
+
+
+def test_variants_that_are_in_no_fitted_block_are_counted(store):
+    blocks, tally = whiten_trait(store, scores(some()))
+    counts = {row.reason: (row.count, row.first) for row in tally.rows}
+    modelled = sum(b.scored_rows.stop - b.scored_rows.start for b in blocks)
+    if store.flanked:  # rows 80 to 109 are one block, of which 80 to 89 have z-scores; 110 on are in no block
+        assert counts == {"variants that no LD block scores": (10, "rs110")}
+        assert modelled == 110
+    else:
+        assert counts == {}
+        assert modelled == M
+    gone = scores(some() & ~((np.arange(M) >= 80) & (np.arange(M) < 110)))
+    _, tally = whiten_trait(store, gone)
+    text = "variants of LD blocks without any z-score"
+    assert {row.reason: (row.count, row.first) for row in tally.rows}[text] == ((30 if store.flanked else 20), "rs80")
+    with pytest.raises(InputError, match="no LD block holds a variant with a z-score"):
+        whiten_trait(store, gone.head(0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "float64"])
+def test_factors_are_the_same_from_memory_cache_and_store(store, tmp_path, dtype):
+    frame = scores(some())
+    lists, _ = whiten_trait(store, frame)
+    in_memory = open_trait(store, frame, factor_dtype=dtype)
+    again = open_trait(store, frame, factor_dtype=dtype, keep_factors=False)
+    with open_trait(store, frame, factor_dtype=dtype, cache=tmp_path / "w.h5") as cached:
+        for i, plain in enumerate(lists):
+            expected = encode_factor(plain.factor, dtype)
+            for blocks in (in_memory, cached, again):
+                assert blocks[i].encoded.values.dtype == dtype
+                for found in (blocks[i].encoded, blocks.load(i).encoded):
+                    np.testing.assert_allclose(found.decoded(), expected.decoded(), atol=1e-6)
+                np.testing.assert_array_equal(blocks[i].whitened, plain.whitened)
+                np.testing.assert_allclose(blocks[i].row_squares, plain.row_squares, rtol=0.02)
+    # Only what the trait needs for itself is in the cache.
+    with h5py.File(tmp_path / "w.h5") as handle:
+        made = {int(name) for name in handle["factors"]}
+    assert made == {b.number for b in lists if b.observed.sum() < b.scored.stop - b.scored.start}
+    assert 0 < len(made) < len(lists)
+
+
+def count_restrictions(monkeypatch) -> list[int]:
+    done = []
+    restrict = LDBlock.restrict
+
+    def counted(self, *arguments):
+        done.append(1)
+        return restrict(self, *arguments)
+
+    monkeypatch.setattr(LDBlock, "restrict", counted)
+    return done
+
+
+def test_a_cache_of_the_same_inputs_is_used_and_any_other_made_again(store, tmp_path, monkeypatch):
+    path = tmp_path / "w.h5"
+    frame = scores(some())
+    first = open_trait(store, frame, cache=path)
+    expected = [first.load(i).factor for i in range(len(first))]
+    first.close()
+    done = count_restrictions(monkeypatch)
+    second = open_trait(store, frame, cache=path)
+    assert second.notes == []
+    for i, factor in enumerate(expected):
+        np.testing.assert_array_equal(second[i].factor, factor)
+        np.testing.assert_array_equal(second[i].whitened, first[i].whitened)
+        assert second[i].sample_size == first[i].sample_size
+    assert second.sizes == first.sizes
+    assert second.dropped == first.dropped
+    assert done == []
+    second.close()
+    others = [
+        (frame.with_columns(pl.col("Z") + 1), {}),
+        (frame.with_columns(pl.col("N") + 1), {}),
+        (frame.tail(-1), {}),
+        (frame, {"factor_dtype": "float16"}),
+        (frame, {"variance_share": 0.9}),
+        (frame, {"keep_factors": False}),
+        (frame, {}),
+    ]
+    for other, options in others:
+        with open_trait(store, other, cache=path, **options) as third:
+            assert third.notes == [
+                f"{path}: the cache of whitened LD belongs to other inputs or options; it was made again."
+            ]
+            fresh = open_trait(store, other, **options)
+            for a, b in zip(third, fresh, strict=True):
+                np.testing.assert_array_equal(a.factor, b.factor)
+                np.testing.assert_array_equal(a.whitened, b.whitened)
+    assert [p.name for p in tmp_path.iterdir() if "partial" in p.name] == []
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def not_hdf5(path: Path) -> None:
+    path.write_text("text")
+
+
+def other_kind(path: Path) -> None:
+    with h5py.File(path, "w") as handle:
+        handle["x"] = 1
+
+
+def spoil_summary(path: Path) -> None:
+    with h5py.File(path, "r+") as handle:
+        handle["summary/whitened"][0] += 1
+
+
+def no_summary(path: Path) -> None:
+    with h5py.File(path, "r+") as handle:
+        del handle["summary"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (truncate, "is damaged"),
+        (not_hdf5, "is damaged"),
+        (other_kind, "is of another kind or version"),
+        (spoil_summary, "is damaged"),
+        (no_summary, "is damaged"),
+    ],
+)
+def test_a_damaged_cache_is_made_again_with_a_note(store, tmp_path, spoil, reason):
+    path, frame = tmp_path / "w.h5", scores(some())
+    open_trait(store, frame, cache=path).close()
+    spoil(path)
+    expected, _ = whiten_trait(store, frame)
+    with open_trait(store, frame, cache=path) as blocks:
+        assert blocks.notes == [f"{path}: the cache of whitened LD {reason}; it was made again."]
+        for a, b in zip(blocks, expected, strict=True):
+            np.testing.assert_array_equal(a.factor, b.factor)
+    with open_trait(store, frame, cache=path) as blocks:
+        assert blocks.notes == []
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_damaged_factor_is_found_when_it_is_loaded(store, tmp_path, missing):
+    path, frame = tmp_path / "w.h5", scores(some())
+    expected, _ = whiten_trait(store, frame)
+    open_trait(store, frame, cache=path).close()
+    with h5py.File(path, "r+") as handle:
+        number = int(max(handle["factors"]))
+        if missing:
+            del handle[f"factors/{number:05d}/values"]
+        else:
+            handle[f"factors/{number:05d}/values"][0, 0] += 1e-3
+    with open_trait(store, frame, cache=path) as blocks:
+        (which,) = (i for i, b in enumerate(blocks) if b.number == number)
+        with pytest.warns(DataWarning, match=f"the factor of block {number} .* computed again, and the file removed"):
+            found = blocks.load(which)
+        np.testing.assert_array_equal(found.factor, expected[which].factor)
+        np.testing.assert_array_equal(blocks[which].factor, expected[which].factor)  # and no second warning
+        assert len(blocks.notes) == 1
+        for a, b in zip(blocks, expected, strict=True):  # the others go on from the open file
+            np.testing.assert_array_equal(a.factor, b.factor)
+        assert not path.exists()
+    with open_trait(store, frame, cache=path) as blocks:
+        assert blocks.notes == []
+
+
+def test_an_interrupted_whitening_leaves_no_cache(store, tmp_path):
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_trait(store, scores(some()), cache=tmp_path / "w.h5", progress=stop)
+    assert [p.name for p in tmp_path.iterdir()] == ["ld.h5"]
+
+
+def test_a_closed_cache_says_so(store, tmp_path):
+    blocks = open_trait(store, scores(some()), cache=tmp_path / "w.h5")
+    blocks.close()
+    made = next(b for b in blocks if b.observed.sum() < b.scored.stop - b.scored.start)
+    with pytest.raises(DeepwasError, match="this cache has been closed"):
+        _ = made.factor
+
+
+def test_blocks_can_be_loaded_from_several_threads(store, tmp_path):
+    frame = scores(some())
+    expected = [b.factor.sum() for b in whiten_trait(store, frame)[0]]
+    found: list[list[float]] = [[], [], []]
+    with open_trait(store, frame, cache=tmp_path / "w.h5") as blocks:
+
+        def read(which: int) -> None:
+            for _ in range(5):
+                found[which] = [blocks.load(i).factor.sum() for i in range(len(blocks))]
+
+        threads = [threading.Thread(target=read, args=(w,)) for w in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == [expected] * 3
+
+
+def test_a_block_by_hand_needs_what_a_lazy_factor_does_not_say():
+    G = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    y, z, observed = np.ones(3, np.float32), np.zeros(5), np.ones(5, bool)
+    block = TraitBlock(0, slice(10, 15), G, y, z, observed, 1e4)
+    assert block.factor is G
+    assert (block.shape, block.scored_rows) == ((3, 5), slice(10, 15))
+    np.testing.assert_allclose(block.row_squares, (G.astype(float) ** 2).sum(axis=1), rtol=1e-6)
+    loaded = []
+
+    def load() -> Factor:
+        loaded.append(1)
+        return encode_factor(G, "int8")
+
+    with pytest.raises(TypeError, match="needs shape and row_squares"):
+        TraitBlock(0, slice(10, 15), load, y, z, observed, 1e4)
+    lazy = TraitBlock(0, slice(10, 15), load, y, z, observed, 1e4, shape=(3, 5), row_squares=block.row_squares)
+    assert loaded == []
+    np.testing.assert_allclose(lazy.factor, G, atol=np.abs(G).max() / 250)
+    _ = lazy.encoded
+    assert len(loaded) == 2
+
+
+def test_heritability_needs_no_factor_for_the_constant_prior_and_counts_each_variant_once(store, tmp_path, monkeypatch):
+    frame = scores(some())
+    blocks, _ = whiten_trait(store, frame)
+    for fast, b in zip(constant_spectra(blocks), blocks, strict=True):
+        slow = spectrum(b.factor, b.whitened, b.sample_size)
+        np.testing.assert_allclose(fast.signal, slow.signal, rtol=1e-6)
+        np.testing.assert_allclose(fast.squares, slow.squares, rtol=1e-12)
+    f = np.random.default_rng(3).exponential(size=M) * 1e-5
+    modelled = np.concatenate([np.arange(M)[b.scored_rows] for b in blocks])
+    given = heritability(blocks, [f[b.rows] for b in blocks], 1.0, True)
+    assert given["h2"] == pytest.approx(f[modelled].sum(), rel=1e-12)
+
+    cache = tmp_path / "w.h5"
+    with open_trait(store, frame, cache=cache) as lazy, monkeypatch.context() as patch:
+        patch.setattr(module.TraitBlocks, "_load", None)  # no factor is loaded
+        rows = truncation_sensitivity(store, frame, start=1e-5, whitened=lazy, cache=cache)
+        done = count_restrictions(patch)
+        assert truncation_sensitivity(store, frame, start=1e-5, whitened=lazy, cache=cache) == rows
+        assert done == []
+    assert sorted(p.name for p in tmp_path.glob("w*")) == ["w.h5", "w_0.75.h5", "w_0.9.h5"]
+    for row in rows:
+        part, _ = whiten_trait(store, frame, variance_share=row["share"])
+        assert row["eigenvalues"] == sum(b.shape[0] for b in part)
+    without = truncation_sensitivity(store, frame, start=1e-5)
+    assert [r["h2_noise_1"] for r in without] == pytest.approx([r["h2_noise_1"] for r in rows])
