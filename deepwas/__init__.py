@@ -28,6 +28,7 @@ _HOME = {
     "LDBlock": "deepwas.ld",
     "LDOptions": "deepwas.ld",
     "LDStore": "deepwas.ld",
+    "PrecisionOperator": "deepwas.likelihood.operator",
     "QCOptions": "deepwas.sumstats",
     "SolveInfo": "deepwas.likelihood",
     "SumStats": "deepwas.sumstats",
@@ -44,6 +45,8 @@ _HOME = {
     "read_annotations": "deepwas.annotations",
     "read_harmonised": "deepwas.sumstats",
     "read_sumstats": "deepwas.sumstats",
+    "solve_ld": "deepwas.likelihood.general",
+    "write_ld": "deepwas.ld.write",
 }
 
 __all__ = [
@@ -59,6 +62,7 @@ __all__ = [
     "LDBlock",
     "LDOptions",
     "LDStore",
+    "PrecisionOperator",
     "QCOptions",
     "SolveInfo",
     "SumStats",
@@ -76,6 +80,8 @@ __all__ = [
     "read_annotations",
     "read_harmonised",
     "read_sumstats",
+    "solve_ld",
+    "write_ld",
 ]
 
 if TYPE_CHECKING:
@@ -84,7 +90,10 @@ if TYPE_CHECKING:
     from deepwas.errors import ConvergenceWarning, DataWarning, DeepwasError, InputError
     from deepwas.fitting import fit
     from deepwas.ld import LDBlock, LDOptions, LDStore, build_ld, open_ld
+    from deepwas.ld.write import write_ld
     from deepwas.likelihood import SolveInfo, ld_score_loss, log_likelihood, log_likelihood_and_grad
+    from deepwas.likelihood.general import solve_ld
+    from deepwas.likelihood.operator import PrecisionOperator
     from deepwas.options import FitOptions
     from deepwas.runs import Fit, load_fit
     from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats, read_harmonised, read_sumstats

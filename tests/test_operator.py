@@ -12,6 +12,7 @@ import pytest
 
 from deepwas import InputError, LDBlock
 from deepwas.likelihood import cg_log_density, covariance_operator
+from deepwas.likelihood.factor import Factor
 from tests import dense
 
 
@@ -55,15 +56,21 @@ def test_conjugate_gradients_of_cola_agree_with_ours_and_with_cholesky(problem):
     exact = np.linalg.solve(np.linalg.cholesky(B), y)
     assert float(y @ x) == pytest.approx(float(exact @ exact), rel=1e-9)
 
-    # Our solve: d value / dy = -B^-1 y, and setting y to 0 raises the value by half of the quadratic form.
+    # Our solve: d value / dy = -B^-1 y. What hangs on y alone is the difference from y = 0: half of the quadratic form,
+    # and the data's part of the gradient, ((g_j.x)^2 and x.x) / 2.
     ones = jnp.ones(block.k)
     signs = jax.random.rademacher(jax.random.key(0), (4, block.k), float)
-    arguments = (found.factor, found.c, found.noise, ones, signs, 1e-10, 100)
-    ours = jax.jit(jax.value_and_grad(lambda y: cg_log_density(y, *arguments)[0]))
-    with_y, gradient = ours(y)
-    without, _ = ours(0 * y)
-    np.testing.assert_allclose(-gradient, x, atol=1e-8 * float(jnp.abs(x).max()))
+
+    def density(y, c, noise):
+        return cg_log_density(y, Factor.of(found.factor), c, noise, ones, signs, 1e-10, 100)[0]
+
+    ours = jax.jit(jax.value_and_grad(density, argnums=(0, 1, 2)))
+    with_y, (d_y, d_c, d_noise) = ours(y, found.c, found.noise)
+    without, (_, d_c_0, d_noise_0) = ours(0 * y, found.c, found.noise)
+    np.testing.assert_allclose(-d_y, x, atol=1e-8 * float(jnp.abs(x).max()))
     assert float(2 * (without - with_y)) == pytest.approx(float(y @ x), rel=1e-8)
+    np.testing.assert_allclose(d_c - d_c_0, (x @ found.factor) ** 2 / 2, atol=1e-8 * float(x @ x))
+    assert float(d_noise - d_noise_0) == pytest.approx(float(x @ x) / 2, rel=1e-7)
 
 
 def test_the_preconditioner_saves_steps(problem):

@@ -19,7 +19,7 @@ from deepwas.likelihood.cg import CGDiagnostics, cg_log_densities
 from deepwas.likelihood.exact import exact_log_density
 from deepwas.likelihood.factor import Factor
 
-__all__ = ["SolveInfo", "choose_solver", "log_likelihood", "log_likelihood_and_grad"]
+__all__ = ["SolveInfo", "check", "choose_solver", "log_likelihood", "log_likelihood_and_grad"]
 
 Solver = Literal["auto", "cholesky", "cg"]
 
@@ -41,6 +41,7 @@ class SolveInfo(NamedTuple):
     rank: entries of the effect variance in CG's preconditioner beside the diagonal.
     gradient_error: expected length of the error of the gradient in effect_variance; 0 for Cholesky.
     noise_error: standard error of the derivative in noise; 0 for Cholesky.
+        Both are NaN for an operator's value without its gradient.
     """
 
     solver: str
@@ -86,7 +87,7 @@ def log_likelihood(
     effect_mean: ArrayLike | None = None,
     info: bool = False,
     rtol: float | None = None,
-    max_steps: int = MAX_STEPS,
+    max_steps: int | None = None,
     rank: int | None = None,
 ) -> Any:
     """Log-likelihood, in nats, of one LD block's z-scores; constants included.
@@ -103,7 +104,7 @@ def log_likelihood(
 
     solver: 'cholesky' (exact); 'cg', estimated with `probes` random signs drawn from `key` (by default from a fixed
         key, so that values change smoothly with the parameters); or 'auto', whichever should be faster.
-    rtol, max_steps: of CG; by default 1e-4 in float32 and 1e-8 in float64, and 100.
+    rtol, max_steps: of CG; by default 1e-4 in float32 and 1e-8 in float64, and 100 (1,000 for an operator).
     rank: the largest entries of effect_variance that CG's preconditioner holds beside the diagonal. None: none, and 32
         if that does not converge within 40 steps, as happens when few variants carry most of the variance. If neither
         converges, 'auto' takes Cholesky.
@@ -121,8 +122,8 @@ def log_likelihood(
             block,
             z,
             effect_variance,
-            effect_mean,
             rank,
+            effect_mean=effect_mean,
             sample_size=sample_size,
             noise=noise,
             solver=solver,
@@ -153,7 +154,7 @@ def log_likelihood_and_grad(
     effect_mean: ArrayLike | None = None,
     info: bool = False,
     rtol: float | None = None,
-    max_steps: int = MAX_STEPS,
+    max_steps: int | None = None,
     rank: int | None = None,
     with_noise: bool = False,
 ) -> Any:
@@ -168,8 +169,8 @@ def log_likelihood_and_grad(
             block,
             z,
             effect_variance,
-            effect_mean,
             rank,
+            effect_mean=effect_mean,
             sample_size=sample_size,
             noise=noise,
             solver=solver,
@@ -188,9 +189,7 @@ def log_likelihood_and_grad(
     return found[: 3 if with_noise else 2] + ((said,) if info else ())
 
 
-def _of_operator(
-    name: str, operator: Any, z: ArrayLike, f: ArrayLike, mean: ArrayLike | None, rank: int | None, **others: Any
-) -> Any:
+def _of_operator(name: str, operator: Any, z: ArrayLike, f: ArrayLike, rank: int | None, **others: Any) -> Any:
     """The same for LD that is an operator; CoLA takes seconds to import, so only now."""
     from deepwas.likelihood import general
 
@@ -199,9 +198,8 @@ def _of_operator(
             f"the first argument is {type(operator).__name__}; give an LDBlock (LDBlock.from_correlation makes one "
             "from a matrix), a CoLA operator, or a PrecisionOperator."
         )
-    for what, value in (("effect_mean", mean), ("rank", rank)):
-        if value is not None:
-            raise InputError(f"{what} is for an LDBlock; LD given as an operator does not take it.")
+    if rank is not None:
+        raise InputError("rank is for an LDBlock; LD given as an operator is preconditioned by its diagonal only.")
     return getattr(general, name)(operator, z, f, **others)
 
 
@@ -235,14 +233,15 @@ def _asked(
     key: Array | None,
     effect_mean: ArrayLike | None,
     rtol: float | None,
-    max_steps: int,
+    max_steps: int | None,
     rank: int | None,
 ) -> _Asked:
     if solver not in ("auto", "cholesky", "cg"):
         raise InputError(f"solver is {solver!r}; give 'auto', 'cholesky' or 'cg'.")
     if probes < 2:
         raise InputError(f"probes is {probes}; at least 2 are needed for a standard error.")
-    if max_steps < 1:
+    steps = MAX_STEPS if max_steps is None else int(max_steps)
+    if steps < 1:
         raise InputError(f"max_steps is {max_steps}; CG takes at least 1 step.")
     if rank is not None and rank < 0:
         raise InputError(f"rank is {rank}; give 0 or more entries of the preconditioner.")
@@ -250,13 +249,13 @@ def _asked(
         raise InputError(f"rtol is {rtol}; give a relative residual above 0 and below 1, such as 1e-4.")
     several = np.ndim(z) == 2
     t = np.shape(z)[1] if several else 1
-    _check("z", z, (block.s, t) if several else (block.s,))
+    check("z", z, (block.s, t) if several else (block.s,))
     wide, one = ((block.m, t), (t,)) if several else (None, None)
-    _check("effect_variance", effect_variance, (block.m,), wide, minimum=0)
-    _check("sample_size", sample_size, (), one, above=0)
-    _check("noise", noise, (), one, above=0)
+    check("effect_variance", effect_variance, (block.m,), wide, minimum=0)
+    check("sample_size", sample_size, (), one, above=0)
+    check("noise", noise, (), one, above=0)
     if effect_mean is not None:
-        _check("effect_mean", effect_mean, (block.m,), wide)
+        check("effect_mean", effect_mean, (block.m,), wide)
     dtype = block.device_factor.dtype
     z, f, n, sigma2 = (jnp.asarray(x, dtype) for x in (z, effect_variance, sample_size, noise))
     mean = jnp.zeros((block.m,), dtype) if effect_mean is None else jnp.asarray(effect_mean, dtype)
@@ -275,7 +274,6 @@ def _asked(
     if chosen == "cholesky":
         return _Asked([exact], arguments, several, block.k, block.m)
     tolerance = default_rtol(dtype) if rtol is None else float(rtol)
-    steps = int(max_steps)
     if rank is not None:
         attempts = [_Attempt("cg", tolerance, steps, rank)]
     elif any(isinstance(x, jax.core.Tracer) for x in arguments):
@@ -285,7 +283,7 @@ def _asked(
     return _Asked([*attempts, exact] if solver == "auto" else attempts, arguments, several, block.k, block.m)
 
 
-def _check(
+def check(
     name: str,
     value: Any,
     shape: tuple[int, ...],

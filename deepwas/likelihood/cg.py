@@ -41,7 +41,7 @@ from deepwas.likelihood.factor import Factor
 from deepwas.likelihood.products import Precision, column_squares, expand, project, row_squares
 from deepwas.likelihood.quadrature import inverse_trace, log_quadrature
 
-__all__ = ["CGDiagnostics", "cg_log_densities", "cg_log_density"]
+__all__ = ["CGDiagnostics", "batched_cg", "cg_log_densities", "cg_log_density"]
 
 _matmul = partial(jnp.matmul, precision="highest")
 
@@ -228,7 +228,7 @@ def _solve(
         ],
         axis=-1,
     )
-    run = _batched_cg(forward, backward, right, rtol, max_steps)
+    run = batched_cg(forward, backward, right, rtol, max_steps)
     norms = jnp.sum(right * right, axis=1)
     residuals = jnp.sqrt(run.squares / jnp.where(norms > 0, norms, 1))
     if verify:
@@ -320,7 +320,7 @@ class _Run(NamedTuple):
     betas: Array
 
 
-def _batched_cg(forward: Any, backward: Any, right: Array, rtol: float, max_steps: int) -> _Run:
+def batched_cg(forward: Any, backward: Any, right: Array, rtol: float, max_steps: int) -> _Run:
     """CG on all right-hand sides together, each with its own step sizes; one that has converged is frozen.
 
     A frozen one would otherwise divide 0 by 0. The first step stands outside the loop: its projection is needed again.
