@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from jax import Array
 
 from deepwas.likelihood.cg import cg_log_densities
 from deepwas.likelihood.exact import exact_log_density
-from deepwas.likelihood.factor import Factor
 from deepwas.likelihood.ldscore import ld_score_loss, ld_score_weights
 from deepwas.likelihood.products import Precision
 from deepwas.training.packing import Bucket
@@ -26,8 +25,8 @@ class Solve:
     """How blocks of one shape are solved in training; hashable, since each choice is compiled once.
 
     solver: 'cholesky' or 'cg'.  probes, rtol, max_steps, rank, precision: of CG, see `cg_log_densities`.
-    fixed: take max_steps steps always. Without a test of convergence in the loop, blocks do not wait for one another;
-        the residual tells whether the steps were enough.
+    fixed: take max_steps steps always, whatever rtol: the time of a step does not hang on the data then, and the residual
+        tells whether the steps were enough.
     """
 
     solver: Literal["cholesky", "cg"]
@@ -57,8 +56,6 @@ def trait_terms(
 
     whitened: (B, T, k).  f: (B, T, m).  sample_size: (B, T).  noise: (T,).  `bucket` gives the rest.
     """
-    if not isinstance(bucket.factor, Factor):  # XXX transition
-        bucket = bucket._replace(factor=Factor.of(bucket.factor))
     c = sample_size[..., None] * f * bucket.present[:, None]
     if solve.solver == "cholesky":
         traits = jax.vmap(exact_log_density, in_axes=(0, None, 0, 0, None))
@@ -95,7 +92,7 @@ def ld_score_terms(
     """
 
     def one(block: Bucket, f: Array) -> Array:
-        G = block.factor.decoded() if isinstance(block.factor, Factor) else block.factor  # XXX transition
+        G = block.factor.decoded()
         R = jnp.matmul(G.T, G, precision=_HIGHEST)
         squared = R**2 - (1 - R**2) / (n_panel - 2)
         squared = squared * block.present[:, None] * block.present[None, :]
