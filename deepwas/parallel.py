@@ -187,9 +187,9 @@ class BlockDevices:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._split, np.asarray(x)), tree)
 
     def whole(self, tree: Any) -> Any:
-        """Arrays of this process's first device, which all processes hold alike, as global arrays: whole on each device.
+        """Arrays on this process's first device, alike in all processes, as global arrays: whole on each device.
 
-        Unlike `same` not by way of the host, and each process sends to its own devices alone.
+        Unlike `same` not by way of the host.
         """
         if self.count == 1:
             return tree

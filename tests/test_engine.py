@@ -12,11 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepwas import ConvergenceWarning, InputError, LDBlock, log_likelihood, log_likelihood_and_grad
-from deepwas.likelihood import Factor, cg_log_densities, cg_log_density, encode_factor, exact_log_density
+from deepwas import ConvergenceWarning, InputError, LDBlock, likelihood, log_likelihood, log_likelihood_and_grad
+from deepwas.likelihood import Factor, cg_log_densities, encode_factor
 from tests import dense
 
 M = 120
+
+# Outside jit every operation is compiled by itself, which takes longer.
+cg_log_density = jax.jit(likelihood.cg_log_density, static_argnums=(6, 7, 8, 9, 10))
+exact_log_density = jax.jit(likelihood.exact_log_density)
 
 
 def heavy(rng: np.random.Generator, m: int = M, mean: float = 0.2) -> np.ndarray:
@@ -273,7 +277,8 @@ def test_blocks_and_traits_share_one_solve():
     noise = rng.uniform(0.5, 2, (X, T))
     signs = jax.random.rademacher(jax.random.key(0), (X, 8, k), float)
     real = jnp.ones((X, k))
-    values, found = cg_log_densities(y, Factor.of(jnp.asarray(G)), c, noise, real, signs, 1e-10, 60)
+    together = jax.jit(cg_log_densities, static_argnums=(6, 7))
+    values, found = together(y, Factor.of(jnp.asarray(G)), c, noise, real, signs, 1e-10, 60)
     for x in range(X):
         for t in range(T):
             one, said = cg_log_density(

@@ -16,12 +16,13 @@ import polars as pl
 import pytest
 from scipy.stats import multivariate_normal
 
-from deepwas import FitOptions, InputError
+from deepwas import FitOptions, InputError, LDBlock
+from deepwas.ld import write_ld
 from deepwas.likelihood.factor import Factor, encode_factor
 from deepwas.networks import make_network
 from deepwas.training.loop import Point, Trainer, _State
 from deepwas.training.source import BlockSource, Minibatch, prefetch
-from deepwas.training.trait import TraitBlock
+from deepwas.training.trait import TraitBlock, open_trait
 from tests.test_training import trait_blocks
 
 SIZES = [12, 30, 31, 50, 25, 48, 14, 29, 52]
@@ -200,6 +201,41 @@ def test_blocks_in_memory_are_read_once_and_streamed_ones_never_kept(blocks, fea
     gc.collect()
     assert streamed.alive() == 0
     assert streamed.most_alive <= 2 * 3  # the batch being made, and the one before that is about to go
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_store_on_disk_streams_the_blocks_that_are_in_memory(tmp_path, dtype):
+    """Windows with flanks, and a trait that lacks variants: factors from the store and from the cache beside a run."""
+    rng, m = np.random.default_rng(0), 120
+    R = 0.8 ** np.abs(np.subtract.outer(np.arange(m), np.arange(m)))
+    starts = range(0, m, 30)
+
+    def windows():
+        for start in starts:
+            low, high = max(start - 10, 0), min(start + 40, m)
+            scored = np.isin(np.arange(low, high), np.arange(start, start + 30))
+            yield low, LDBlock.from_correlation(R[low:high, low:high], scored)
+
+    columns = {"CHR": "1", "SNP": [f"rs{i}" for i in range(m)], "BP": np.arange(m) + 1, "A1": "A", "A2": "C"}
+    table = pl.DataFrame(columns | {"FREQ": np.full(m, 0.3)})
+    seen = np.setdiff1d(np.arange(m), [5, 6, 100])
+    frame = pl.DataFrame({"VARIANT": seen, "Z": rng.normal(size=len(seen)) * 2, "N": np.full(len(seen), 1e4)})
+    values = rng.normal(size=(m, 3)).astype(np.float32)
+    with (
+        write_ld(tmp_path / "ld.h5", table, windows(), build="hg19", n_samples=500) as store,
+        open_trait(store, frame, cache=tmp_path / "whitened.h5", factor_dtype=dtype) as lazy,
+    ):
+        streamed = BlockSource(lazy, factor_dtype=dtype, memory_gb=0)
+        held = BlockSource([lazy.load(i) for i in range(len(lazy))], factor_dtype=dtype)
+        plan = plan_of(streamed)
+        for (_, a), (_, b) in zip(streamed.batches(plan, values), held.batches(plan, values), strict=True):
+            jax.tree.map(np.testing.assert_array_equal, a, b)
+            for row, i in enumerate(a.blocks.member.tolist()):
+                rows = lazy[i].rows
+                np.testing.assert_array_equal(a.features[row, : rows.stop - rows.start], values[rows])
+            assert float(a.blocks.observed.sum(axis=1).max()) <= 30
+            assert float(a.blocks.present.sum(axis=1).min()) > 30
+    assert not prefetching()
 
 
 def test_the_thread_runs_ahead_by_so_many_and_no_more():

@@ -84,8 +84,8 @@ def build(
     dtype: Annotated[
         str,
         typer.Option(
-            help="Type of the stored factors: int8 (2 digits; a quarter to read, three quarters to store), float16 (half "
-            "the size, 3 digits), float32 or float64."
+            help="Type of the stored factors: int8 (2 digits; a quarter to read, three quarters to store), float16 "
+            "(half the size, 3 digits), float32 or float64."
         ),
     ] = "float32",
 ) -> None:

@@ -25,12 +25,12 @@ class Solve:
     """How blocks of one shape are solved in training; hashable, since each choice is compiled once.
 
     solver: 'cholesky' or 'cg'.  probes, rtol, max_steps, rank, precision: of CG, see `cg_log_densities`.
-    fixed: take max_steps steps always, whatever rtol: the time of a step does not hang on the data then, and the residual
-        tells whether the steps were enough.
+    fixed: take max_steps steps always, whatever rtol: the time of a step does not hang on the data then, and the
+        residual tells whether the steps were enough.
     """
 
     solver: Literal["cholesky", "cg"]
-    probes: int = 16
+    probes: int = 15
     rtol: float = 1e-2
     max_steps: int = 16
     rank: int = 0
