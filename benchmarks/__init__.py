@@ -27,4 +27,14 @@ BENCHMARKS = (
         "Does training through CG equal training through Cholesky, and do both beat the LD score objective?",
         "benchmarks.training",
     ),
+    Benchmark(
+        "likelihood",
+        "What do a value and gradient cost by CG, Cholesky, dense algebra, autodiff, CoLA; how far are they off?",
+        "benchmarks.likelihood",
+    ),
+    Benchmark(
+        "genome",
+        "How long does an epoch of a genome take, in how much memory, by blocks and by traits?",
+        "benchmarks.genome",
+    ),
 )

@@ -15,11 +15,20 @@ from numpy.typing import NDArray
 
 from deepwas.errors import InputError
 
-__all__ = ["Region", "effect_variance", "simulate_annotations", "simulate_regions", "simulate_trait"]
+__all__ = [
+    "Panel",
+    "Region",
+    "effect_variance",
+    "simulate_annotations",
+    "simulate_panel",
+    "simulate_regions",
+    "simulate_trait",
+]
 
 RECOMBINATION_RATE = 1e-8  # per base pair and generation
 MUTATION_RATE = 1.29e-8
 MINIMUM_MAF = 0.01
+DENSITY = 850e-6  # variants of MAF >= 1% a base pair, fewer than any seed tried has given
 _WAVES = 256
 
 
@@ -46,6 +55,66 @@ class Region:
         return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """The genotypes of one long region, from which LD of every size is cut.
+
+    position: (m,) base pairs, ascending.  maf: (m,).  genotypes: (m, people), standardised, float64.
+    """
+
+    position: NDArray[np.float64]
+    maf: NDArray[np.float64]
+    genotypes: NDArray[np.float64]
+
+    @property
+    def m(self) -> int:
+        """Number of variants."""
+        return len(self.position)
+
+    def leading(self, m: int) -> Panel:
+        """The first m variants."""
+        return Panel(self.position[:m], self.maf[:m], self.genotypes[:m])
+
+    def region(self) -> Region:
+        """All variants with their correlation, (m, m)."""
+        return Region(self.position, self.maf, _correlation(self.genotypes))
+
+    def z_scores(
+        self, f: NDArray[np.float64], *, sample_size: float, noise: float = 1.0, seed: int = 0
+    ) -> NDArray[np.float64]:
+        """One trait's z-scores (m,) from the model of `simulate_trait`, without the (m, m) matrix or its root.
+
+        With X the genotypes of n people, R = X X^T / n, and X e / sqrt(n), e standard normal, has covariance R.
+        """
+        m, people = self.genotypes.shape
+        rng = np.random.default_rng([seed, 2])
+        signal = self.genotypes.T @ (rng.normal(size=m) * np.sqrt(f)) * np.sqrt(sample_size / people)
+        return self.genotypes @ (signal + np.sqrt(noise) * rng.normal(size=people)) / np.sqrt(people)
+
+
+def simulate_panel(m: int, *, people: int = 3000, seed: int = 0) -> Panel:
+    """The first m variants of MAF >= 1% of one region, with the demography and the errors of `simulate_regions`.
+
+    No variant between them is left out, so LD is that of sequenced or well imputed data.
+    """
+    if m < 1 or people < 2:
+        raise InputError(f"m {m} must be at least 1, and people {people} at least 2.")
+    trees = _mutated(people, round(m / DENSITY) + 100_000, np.random.SeedSequence([seed, 0]).generate_state(2))
+    rows = []
+    for variant in trees.variants():
+        frequency = variant.genotypes.mean()
+        if min(frequency, 1 - frequency) >= MINIMUM_MAF and variant.genotypes.max() <= 1:
+            rows.append((variant.site.position, variant.genotypes.copy()))
+            if len(rows) == m:
+                break
+    if len(rows) < m:
+        raise InputError(f"the simulated region holds {len(rows)} variants of MAF >= {MINIMUM_MAF}, not {m}.")
+    haplotypes = np.stack([genotypes for _, genotypes in rows])
+    frequency = haplotypes.mean(axis=1)
+    position = np.array([position for position, _ in rows])
+    return Panel(position, np.minimum(frequency, 1 - frequency), _standardised(haplotypes))
+
+
 def simulate_regions(
     n_regions: int,
     *,
@@ -68,31 +137,36 @@ def simulate_regions(
     """
     if min(n_regions, m) < 1 or people < 2:
         raise InputError(f"n_regions {n_regions} and m {m} must be at least 1, and people {people} at least 2.")
+    regions = []
+    for number in range(n_regions):
+        seeds = np.random.SeedSequence([seed, number]).generate_state(3)
+        mutated = _mutated(people, length, seeds)
+        regions.append(_thinned(mutated, m, np.random.default_rng(seeds[2])))
+        if progress is not None:
+            progress(number + 1, n_regions)
+    return regions
+
+
+def _mutated(people: int, length: float, seeds: NDArray[Any]) -> Any:
+    """The tree sequence of one region, with mutations."""
     msprime = _msprime()
     demography = msprime.Demography()
     demography.add_population(name="EUR", initial_size=1032 * np.exp(0.0038 * 920), growth_rate=0.0038)
     for time, size in ((920, 1861), (2040, 14474), (5920, 7310)):
         demography.add_population_parameters_change(time=time, initial_size=size, growth_rate=0, population="EUR")
-    regions = []
-    for number in range(n_regions):
-        seeds = np.random.SeedSequence([seed, number]).generate_state(3)
-        ancestry = msprime.sim_ancestry(
-            samples={"EUR": people},
-            demography=demography,
-            sequence_length=length,
-            recombination_rate=RECOMBINATION_RATE,
-            random_seed=int(seeds[0]) % (2**31 - 1) + 1,
-        )
-        mutated = msprime.sim_mutations(
-            ancestry,
-            rate=MUTATION_RATE,
-            model=msprime.BinaryMutationModel(),
-            random_seed=int(seeds[1]) % (2**31 - 1) + 1,
-        )
-        regions.append(_thinned(mutated, m, np.random.default_rng(seeds[2])))
-        if progress is not None:
-            progress(number + 1, n_regions)
-    return regions
+    ancestry = msprime.sim_ancestry(
+        samples={"EUR": people},
+        demography=demography,
+        sequence_length=length,
+        recombination_rate=RECOMBINATION_RATE,
+        random_seed=int(seeds[0]) % (2**31 - 1) + 1,
+    )
+    return msprime.sim_mutations(
+        ancestry,
+        rate=MUTATION_RATE,
+        model=msprime.BinaryMutationModel(),
+        random_seed=int(seeds[1]) % (2**31 - 1) + 1,
+    )
 
 
 def _msprime() -> Any:
@@ -112,16 +186,31 @@ def _thinned(trees: Any, m: int, rng: np.random.Generator) -> Region:
     if not len(common):
         raise InputError(f"a simulated region holds no variant of MAF >= {MINIMUM_MAF}: give a greater length.")
     chosen = np.sort(rng.choice(common, size=min(m, len(common)), replace=False))
-    genotypes = haplotypes[chosen, 0::2].astype(np.float64) + haplotypes[chosen, 1::2]
-    genotypes -= genotypes.mean(axis=1, keepdims=True)
-    genotypes /= np.sqrt(np.mean(genotypes**2, axis=1, keepdims=True))
-    correlation = genotypes @ genotypes.T / genotypes.shape[1]
-    np.fill_diagonal(correlation, 1.0)
+    correlation = _correlation(_standardised(haplotypes[chosen]))
     return Region(np.asarray(trees.tables.sites.position[chosen]), maf[chosen], correlation)
 
 
+def _standardised(haplotypes: NDArray[Any]) -> NDArray[np.float64]:
+    """Genotypes (m, people) of mean 0 and variance 1, from haplotypes (m, 2 people) of 0 and 1."""
+    genotypes = haplotypes[:, 0::2].astype(np.float64) + haplotypes[:, 1::2]
+    genotypes -= genotypes.mean(axis=1, keepdims=True)
+    genotypes /= np.sqrt(np.mean(genotypes**2, axis=1, keepdims=True))
+    return genotypes
+
+
+def _correlation(genotypes: NDArray[np.float64]) -> NDArray[np.float64]:
+    correlation = genotypes @ genotypes.T / genotypes.shape[1]
+    np.fill_diagonal(correlation, 1.0)
+    return correlation
+
+
 def simulate_annotations(
-    regions: Sequence[Region], *, smooth: int = 4, independent: int = 4, length_scale: float = 2e4, seed: int = 0
+    regions: Sequence[Region | Panel],
+    *,
+    smooth: int = 4,
+    independent: int = 4,
+    length_scale: float = 2e4,
+    seed: int = 0,
 ) -> NDArray[np.float64]:
     """Standardised annotations (M, smooth + independent) of all variants, region after region.
 

@@ -368,8 +368,8 @@ def _timing(problem: Problem, *, repeats: int = 15) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from deepwas.training.packing import Bucket, pack_blocks
     from deepwas.training.objective import Solve, likelihood_terms
+    from deepwas.training.packing import Bucket, pack_blocks
 
     out = []
     for m, batch in problem.timing:

@@ -26,8 +26,8 @@ class FitOptions:
     hidden: widths of the MLP's layers.
     objective: 'likelihood' (full) or 'ld-score' (the regression baseline).
     solver: 'cholesky' (exact), 'cg', or 'auto', whichever takes fewer operations for each block size.
-    probes, rtol: of CG in training; its steps are raised, its preconditioner widened, or Cholesky taken, when a residual
-        stays above rtol. With 15 probes there are 16 right-hand sides, a width that processors multiply fast.
+    probes, rtol: of CG in training; its steps are raised, its preconditioner widened, or Cholesky taken, when a
+        residual stays above rtol. With 15 probes there are 16 right-hand sides, a width that processors multiply fast.
     noise: sigma2, or None to learn it.
     mismatch: what to do with LD blocks whose z-scores do not fit their LD: 'report', 'down-weight' their likelihood in
         training, or 'exclude' them from training and early stopping. They are tested, and get priors, all the same.

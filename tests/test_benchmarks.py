@@ -11,9 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import BENCHMARKS
-from benchmarks.simulate import Region, effect_variance, simulate_annotations, simulate_regions, simulate_trait
+from benchmarks import BENCHMARKS, contenders
+from benchmarks.likelihood_report import acceptance
+from benchmarks.machine import exponent, interleaved
+from benchmarks.simulate import (
+    Panel,
+    Region,
+    effect_variance,
+    simulate_annotations,
+    simulate_panel,
+    simulate_regions,
+    simulate_trait,
+)
 from deepwas.errors import InputError
+from deepwas.ld import LDBlock
+from tests.dense import Trait, log_density, simulated_trait, textbook_gradient
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,3 +162,187 @@ def test_simulated_z_scores_have_the_covariance_of_the_model():
     assert (np.abs(z.T @ z / n - expected) < 5 * error).all()
     with pytest.raises(InputError, match="variances"):
         simulate_trait(regions, f, sample_size=sample_size)
+
+
+def toy_panel(m: int, people: int, seed: int = 0) -> Panel:
+    """A panel of correlated Gaussian columns: no simulator needed."""
+    X = np.cumsum(np.random.default_rng(seed).normal(size=(m, people)), axis=0)
+    X = (X - X.mean(axis=1, keepdims=True)) / X.std(axis=1, keepdims=True)
+    return Panel(np.linspace(0, 1e6, m), np.full(m, 0.2), X)
+
+
+def test_a_simulated_panel_is_standardised_dense_and_repeats_itself():
+    pytest.importorskip("msprime")
+    first, again, other = (simulate_panel(300, people=200, seed=seed) for seed in (7, 7, 8))
+    assert np.array_equal(first.genotypes, again.genotypes)
+    assert not np.array_equal(first.position, other.position)
+    assert first.genotypes.shape == (300, 200)
+    assert np.allclose(first.genotypes.mean(axis=1), 0)
+    assert np.allclose(first.genotypes.var(axis=1), 1)
+    assert (np.diff(first.position) > 0).all()
+    assert ((first.maf >= 0.01) & (first.maf <= 0.5)).all()
+    part = first.leading(40)
+    assert np.array_equal(part.region().correlation, first.region().correlation[:40, :40])
+    assert np.allclose(part.region().correlation, np.corrcoef(part.genotypes))
+
+
+def test_a_panels_z_scores_have_the_covariance_of_the_model():
+    panel, draws, sample_size, noise = toy_panel(5, 12), 20_000, 1e4, 1.3
+    f = np.linspace(1e-5, 3e-4, 5)
+    z = np.array([panel.z_scores(f, sample_size=sample_size, noise=noise, seed=seed) for seed in range(draws)])
+    R = panel.region().correlation
+    expected = sample_size * R @ np.diag(f) @ R + noise * R
+    error = np.sqrt((expected**2 + np.outer(np.diag(expected), np.diag(expected))) / draws)
+    assert (np.abs(z.T @ z / draws - expected) < 5 * error).all()
+
+
+@pytest.fixture(params=["all", "middle"])
+def trait(request) -> Trait:
+    m = 60
+    place = np.arange(m)
+    scored = np.ones(m, bool) if request.param == "all" else (place >= 20) & (place < 40)
+    R = toy_panel(m, 500).region().correlation
+    return simulated_trait(R, np.random.default_rng(1), scored=scored, noise=1.0, mean_c=0.3)
+
+
+def window_of(trait: Trait) -> contenders.Window:
+    z = np.zeros(len(trait.R))
+    z[trait.scored] = trait.z
+    return contenders.Window(trait.R, trait.scored, z, trait.sample_size * trait.f, trait.noise)
+
+
+def test_the_dense_references_are_the_textbook_density_and_gradient(trait):
+    window = window_of(trait)
+    ridge = contenders.RIDGE * np.eye(len(trait.R))
+    unwhitened = np.eye(int(trait.scored.sum()))
+    value = log_density(unwhitened, trait)
+    gradient = textbook_gradient(unwhitened, trait)[0] / trait.sample_size
+    assert np.linalg.eigvalsh(trait.R).min() > 50 * ridge.max()  # so that the ridge is a small change
+    for contender in (
+        contenders.dense(window, full=True),
+        contenders.dense(window, full=False),
+        contenders.autodiff(window),
+    ):
+        found, slope = contender.run()[:2]
+        assert float(found) == pytest.approx(value, abs=0.05)
+        assert np.linalg.norm(np.asarray(slope) - gradient) < 0.01 * np.linalg.norm(gradient)
+
+
+def test_the_whitened_contenders_agree_with_the_exact_density_and_that_with_the_textbook(trait):
+    block = LDBlock.from_correlation(trait.R, trait.scored, 1e-8, dtype=np.float64)
+    y, c = block.whiten(trait.z), trait.sample_size * trait.f
+    value, gradient, d_noise, deviation = contenders.exact(block.factor, y, c, trait.noise)
+    d_f, noise_slope = textbook_gradient(block.whitener, trait)[:2]
+    assert value == pytest.approx(log_density(block.whitener, trait))
+    assert gradient == pytest.approx(d_f / trait.sample_size)
+    assert d_noise == pytest.approx(noise_slope)
+    B = (block.factor * c) @ block.factor.T + trait.noise * np.eye(block.k)
+    assert deviation == pytest.approx(np.sqrt(np.trace(np.linalg.inv(B) @ np.linalg.inv(B)) / 2))
+    cholesky, memory = contenders.whitened(block.factor, y, c, trait.noise, "cholesky")
+    assert memory > 4 * block.factor.size
+    found = cholesky()
+    assert float(found[0]) == pytest.approx(value, rel=1e-5)
+    assert np.linalg.norm(np.asarray(found[1]) - gradient) < 1e-4 * np.linalg.norm(gradient)
+    cg, _ = contenders.whitened(block.factor, y, c, trait.noise, "cg", probes=64, steps=30, rank=0)
+    estimate = cg()
+    assert abs(float(estimate[0]) - value) < 4 * float(estimate[3]) + 1e-3 * abs(value)
+    assert np.linalg.norm(np.asarray(estimate[1]) - gradient) < 0.1 * np.linalg.norm(gradient)
+
+
+@pytest.mark.parametrize("trait", ["middle"], indirect=True)
+def test_colas_conjugate_gradients_give_the_gradient_of_the_packages(trait):
+    block = LDBlock.from_correlation(trait.R, trait.scored, 1e-6, dtype=np.float32)
+    y, c = block.whiten(trait.z), trait.sample_size * trait.f
+    ours, _ = contenders.whitened(block.factor, y, c, trait.noise, "cg", probes=5, steps=4, rank=0)
+    theirs = contenders.cola(block, y, c, trait.noise, probes=5, steps=4).run()[1]
+    own = np.asarray(ours()[1])
+    assert np.linalg.norm(np.asarray(theirs) - own) < 1e-3 * np.linalg.norm(own)
+
+
+def test_times_are_taken_in_turns_and_exponents_are_slopes():
+    calls: list[str] = []
+    found = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, most=3)
+    assert "".join(calls) == 2 * ("aaaa" + "bbbb")
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 6, "b": 6}
+    assert exponent([1, 2, 8], [3, 12, 192]) == pytest.approx(2)
+
+
+def test_goals_are_met_only_by_speed_with_accuracy():
+    def window(m: int, ms: float, error: float) -> dict:
+        row = {"rule": "99%", "k": 1500, "cg": {"ms": ms, "gradient_error": error}, "cholesky": {"ms": 300.0}}
+        whitening = {"from_correlation": 2.0, "from_genotypes": None}
+        return {
+            "m": m, "s": m, "scored": "all", "whitening_seconds": whitening,
+            "references": {"dense": {"ms": 1000.0}}, "truncations": [row],
+        }  # fmt: skip
+
+    shares = [{"m": 9000, "k": k, "bound_by": "bytes", "share_of_bound": x} for k, x in ((500, 0.1), (1000, 0.7))]
+    windows = [window(1000, 1, 0), window(2000, 9, 0.05), window(2000, 9, 0.2), window(4000, 9, 0.05)]
+    rows = acceptance({"windows": windows, "iterations": shares})
+    assert [row["met"] for row in rows] == [True, False, False, True, True]
+    assert rows[0]["found"] == pytest.approx(1000 / 9)
+    assert rows[0]["found_with_whitening_from_correlation"] == pytest.approx(1000 / 29)
+    assert rows[3]["found"] == pytest.approx(300 / 9)
+    assert rows[4]["found"] == 0.7
+
+
+@pytest.mark.slow
+def test_quick_likelihood_writes_its_figures_and_picture(tmp_path):
+    pytest.importorskip("msprime")
+    done = run("likelihood", "--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["likelihood-quick.json", "likelihood-quick.png"]
+    assert (tmp_path / "likelihood-quick.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    found = json.loads((tmp_path / "likelihood-quick.json").read_text())
+    assert [(w["m"], w["scored"]) for w in found["windows"]] == [(200, "all"), (200, "third")]
+    for window in found["windows"]:
+        assert set(window["references"]) == {"dense", "dense_scored", "autodiff", "ld_score"}
+        assert window["references"]["dense"]["value"] == pytest.approx(window["references"]["autodiff"]["value"])
+        for row in window["truncations"]:
+            assert row["variance_kept"] >= 0.99
+            assert 0 < row["cg"]["gradient_error"] < 0.2
+            assert row["cg"]["value"] == pytest.approx(row["exact_value"], abs=6 * row["cg"]["standard_error"] + 1e-2)
+            assert row["cholesky"]["gradient_error"] < 1e-4
+    assert {name.split()[0] for name in found["growth"]} == {"m", "k", "probes", "blocks"}
+    assert min(found["machine"]["copy_gb_s"], *found["machine"]["matmul_gflop_s"].values()) > 0
+
+
+@pytest.mark.slow
+def test_quick_genome_needs_only_what_a_bare_gpu_machine_has(tmp_path):
+    """Without the packages that such a machine lacks, the same module runs and writes its figures."""
+    lacking = ("cola", "polars", "bed_reader", "msprime", "typer", "matplotlib", "jsonschema", "orbax")
+    out = tmp_path / "figures.json"
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({lacking})); from benchmarks.genome import main; "
+        f"main(['--preset', 'quick', '--dtype', 'float16', '--rank', '2', '--out', {str(out)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["variants"] == 64 * 96
+    assert found["factor_bytes"] == 2 * 64 * 96 * 48
+    assert found["blocks"] == [8, 16, 32, 64]
+    assert np.isfinite(found["log_likelihood"])
+    assert found["gradient_norm"] > 0
+    assert found["largest_residual"] < 0.5
+    assert 0 < found["rss_gb_of_the_data"] <= found["peak_rss_gb"] <= found["peak_rss_gb_with_several_traits"] < 4
+
+
+@pytest.mark.slow
+def test_quick_genome_writes_its_figures_and_picture(tmp_path):
+    done = run("genome", "--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "4 traits (7 probes each) / 1 trait" in done.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["genome-quick.json", "genome-quick.png"]
+    found = json.loads((tmp_path / "genome-quick.json").read_text())
+    assert found["traits_ratio"] == pytest.approx(found["seconds_of_several_traits"] / found["epoch_seconds"])
+
+
+def test_a_genome_that_cannot_be_is_refused(capsys):
+    from benchmarks.genome import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["--preset", "quick", "--k", "200"])
+    assert ended.value.code == 2
+    assert "k must be at most m" in capsys.readouterr().err
