@@ -256,26 +256,30 @@ class Trainer:
         """Log-likelihood of the blocks `which`, in their order, in nats.
 
         features: (M, p), of the store's variants.
-        By Cholesky up to k of 2,048, beyond by CG with 64 probes that are the same for every model.
+        By Cholesky up to k of 2,048, beyond by CG with 64 probes that are the same for every model; what does not
+        converge there is solved with the largest entries preconditioned, and at last by Cholesky.
         """
         point = self.devices.same(point)
-        measured: list[tuple[Minibatch, Array, Array]] = []
-        plan = [
+        todo = [
             x for b, members in enumerate(self.source.members) for x in self._split(b, members[np.isin(members, which)])
         ]
-        with closing(self.source.batches(plan, features)) as stream:
-            for item, batch in stream:
-                solve = Solve("cholesky") if self.source.shapes[item.bucket][0] <= _EXACT_UP_TO else _EVALUATION
-                measured.append((item, *self._values(point, batch, solve=solve)))
-                _await_earlier(measured)
         found: dict[int, float] = {}
-        for item, values, residual in measured:
-            if float(np.max(residual)) > _EVALUATION.rtol:
-                raise DeepwasError(
-                    f"the held-out likelihood of a block of k = {self.source.shapes[item.bucket][0]} did not converge "
-                    f"in {_EVALUATION.max_steps} CG steps. Use smaller blocks or a higher eigenvalue floor."
-                )
-            found.update(zip(item.members.tolist(), np.asarray(values).tolist(), strict=True))
+        for rung in (_EVALUATION, replace(_EVALUATION, rank=_RANK), Solve("cholesky")):
+            measured: list[tuple[Minibatch, Array, Array]] = []
+            with closing(self.source.batches(todo, features)) as stream:
+                for item, batch in stream:
+                    exact = self.source.shapes[item.bucket][0] <= _EXACT_UP_TO
+                    solve = Solve("cholesky") if exact else rung
+                    measured.append((item, *self._values(point, batch, solve=solve)))
+                    _await_earlier(measured)
+            todo = []
+            for item, values, residual in measured:
+                if float(np.max(residual)) <= _EVALUATION.rtol:
+                    found.update(zip(item.members.tolist(), np.asarray(values).tolist(), strict=True))
+                else:
+                    todo.append(item)
+            if not todo:
+                break
         return np.array([found[i] for i in which.tolist()], dtype=np.float64)
 
     def batches(self, train: NDArray[np.int64], epoch: int, rotation: int) -> list[Minibatch]:
