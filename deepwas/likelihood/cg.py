@@ -178,11 +178,17 @@ def _precondition(factor: Factor, c: Array, noise: Array, real: Array, rank: int
     if chosen is None:
         return _Preconditioner(scale, rest, None, None, log_det)
     # By QR and the singular values of R: the Gram matrix would square the condition, beyond what float32 holds.
-    left, right = jnp.linalg.qr(chosen * scale[..., None])
-    vectors, singular, _ = jnp.linalg.svd(right, full_matrices=False)
+    left, right = _one_by_one(jnp.linalg.qr, chosen * scale[..., None])
+    vectors, singular, _ = _one_by_one(partial(jnp.linalg.svd, full_matrices=False), right)
     squares = singular * singular
     log_det = log_det + jnp.sum(jnp.log1p(squares), axis=-1)
     return _Preconditioner(scale, rest, _matmul(left, vectors), squares, log_det)
+
+
+def _one_by_one(decompose: Any, x: Array) -> tuple[Array, ...]:
+    """A decomposition of each matrix (..., k, r): XLA's batched ones can wait for ever for the threads they run on."""
+    found = jax.lax.map(decompose, x.reshape(-1, *x.shape[-2:]))
+    return tuple(part.reshape(*x.shape[:-2], *part.shape[1:]) for part in found)
 
 
 def _solve(
