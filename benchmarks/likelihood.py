@@ -52,8 +52,8 @@ class Problem:
     people: int = 3000
     sample_size: float = 454_000
     heritability: float = 0.5
-    probes: int = 9
-    steps: int = 6
+    probes: int = 11
+    steps: int = 5
     rank: int = 0
     keys: int = 20
     rules: tuple[str, ...] = ("store", "99%", "most")

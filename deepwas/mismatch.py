@@ -157,7 +157,7 @@ def block_mismatch(
     inflation = max(1.0, float(np.median(residual**2 / variance)) / _MEDIAN_CHI2)
     statistic = residual / np.sqrt(inflation * variance + move**2 * zs**2)
     return BlockMismatch(
-        dropped=_dropped_energy(outside, lost, noise + level * weak, lam, allowed),
+        dropped=None if k == len(zs) else _dropped_energy(outside, lost, noise + level * weak, lam, allowed),
         small=_energy(G[small], rest[small], prior * level, noise, leverage[small]),
         leading=_energy(G[lead], rest[lead], prior, noise, leverage[lead]),
         noise=own_noise,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 from deepwas import InputError, LDBlock
+from deepwas.likelihood.factor import encode_factor
 from tests import dense
 
 KINDS = ["ar1", "panel", "duplicates", "independent"]
@@ -322,6 +325,30 @@ def test_loadings_are_the_square_root_of_the_observed_ld(flanks, unequal):
     np.testing.assert_allclose(L.T @ L, R[np.ix_(observed, observed)], atol=1e-10)
     np.testing.assert_allclose(block.whitener @ L.T, np.eye(block.k), atol=1e-10)
     assert np.allclose(L, block.factor[:, observed], atol=1e-9) != unequal
+
+
+@pytest.mark.parametrize("flanks", [False, True])
+def test_rounding_of_the_factor_stays_out_of_loadings_and_whitener(flanks):
+    """W'W and L'L, which no rotation changes, are those of the block whose factor was not rounded to 8 bits."""
+    rng = np.random.default_rng(10)
+    R, _ = make("panel", 60)
+    scored = centre(60, 20, 45) if flanks else np.ones(60, dtype=bool)
+    block = LDBlock.from_correlation(R, scored, eigenvalue_floor=1e-3)
+    rough = replace(block, factor=encode_factor(block.factor, "int8").decoded().astype(np.float64))
+    assert np.abs(rough.factor - block.factor).max() > 1e-4
+    np.testing.assert_array_equal(rough.loadings, block.loadings)
+    observed = scored & (rng.random(60) < 0.8)
+    n = rng.uniform(0.5, 1, 60)
+    for part in (
+        lambda b: b.restrict(observed),
+        lambda b: b.restrict(scored, n),
+        lambda b: b.leading(0.9),
+        lambda b: b.leading(0.9).restrict(observed),
+    ):
+        found, expected = part(rough), part(block)
+        np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-9)
+        for a, b in ((found.whitener, expected.whitener), (found.loadings, expected.loadings)):
+            np.testing.assert_allclose(a.T @ a, b.T @ b, atol=1e-8 * np.abs(b.T @ b).max())
 
 
 def test_whiten_takes_numpy_jax_and_several_traits():

@@ -285,7 +285,8 @@ def test_auto_takes_the_cheaper_solver():
     block, R, rng = make("panel", 50)
     value, info = value_of(block, dense.simulated_trait(R, rng), info=True)
     assert info.solver == "cholesky"
-    assert info.residual == info.standard_error == info.steps == 0
+    assert info.residual == info.steps == 0
+    assert 0 < info.standard_error < 1e-10  # rounding
     assert info.converged
     assert np.isfinite(float(value))
 

@@ -12,9 +12,11 @@ from deepwas.ld import write_ld
 from deepwas.mismatch import OUTLIER_P, block_mismatch
 from deepwas.specs import load_spec, validate_table
 from deepwas.summary import mismatch_lines
+from deepwas.training.baseline import Spectrum, fit_scale
 from deepwas.training.mismatch import _BLOCK_SCHEMA, _VARIANT_SCHEMA, Mismatch, _judgement, diagnose, without_flagged
 from deepwas.training.sections import Rotation
 from deepwas.training.trait import open_trait
+from tests import dense
 
 
 def _standardised(rng, people: int, m: int, stay: float = 0.98) -> np.ndarray:
@@ -247,6 +249,19 @@ def test_wrong_input_is_refused(change, match):
 # --- flags, weights, exclusion ---
 
 
+def _variants(m: int) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "CHR": ["7"] * m,
+            "SNP": [f"rs{j}" for j in range(m)],
+            "BP": np.arange(1, m + 1) * 1000,
+            "A1": ["A"] * m,
+            "A2": ["G"] * m,
+            "FREQ": np.full(m, 0.3),
+        }
+    )
+
+
 def _trait(tmp_path, *, unequal: bool = False):
     """A store of four blocks of 120 variants, the second with flanks of 10, and z-scores of most of its variants."""
     parts = [Gwas(1500, 0.16, seed=seed) for seed in range(20, 24)]
@@ -255,19 +270,9 @@ def _trait(tmp_path, *, unequal: bool = False):
     middle[10:110] = True
     blocks = [part.block for part in parts]
     blocks[1] = LDBlock.from_correlation(parts[1].R, scored=middle, eigenvalue_floor=0.16)
-    variants = pl.DataFrame(
-        {
-            "CHR": ["7"] * 480,
-            "SNP": [f"rs{j}" for j in range(480)],
-            "BP": np.arange(1, 481) * 1000,
-            "A1": ["A"] * 480,
-            "A2": ["G"] * 480,
-            "FREQ": np.full(480, 0.3),
-        }
-    )
-    store = write_ld(
-        tmp_path / "ld.h5", variants, zip(range(0, 480, 120), blocks, strict=True), build="GRCh38", n_samples=1500
-    )
+    variants = _variants(480)
+    placed = zip(range(0, 480, 120), blocks, strict=True)
+    store = write_ld(tmp_path / "ld.h5", variants, placed, build="GRCh38", n_samples=1500)
     n = rng.choice([15_000.0, 20_000.0], 480) if unequal else np.full(480, 20_000.0)
     own = [np.sqrt(some / some.mean()) for some in np.split(n, 4)]
     z = np.concatenate([r * (p.R @ p.effects(0.3)) + p.draw(np.zeros(120)) for r, p in zip(own, parts, strict=True)])
@@ -304,6 +309,64 @@ def test_the_table_is_what_each_block_says(tmp_path, unequal):
         assert row["WORST"] == f"rs{rows[np.abs(expected.statistic).argmax()]}"
         assert (row["START"], row["STOP"], row["SCORED"]) == ((rows[0] + 1) * 1000, (rows[-1] + 1) * 1000, len(rows))
         assert row["EIGENVALUES"] == ld.k
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("floor", [0.02, 1e-3])
+def test_factors_of_8_bits_do_not_look_like_mismatch(tmp_path, complete, floor):
+    """Neither those of the store nor those a fit asks for: under the model, with 20 for N f, and with flanks."""
+    R, people = dense.example_ld(2000, 300)
+    scored = np.ones((2, 300), dtype=bool)
+    scored[1] = (np.arange(300) >= 100) & (np.arange(300) < 200)
+    parts = [LDBlock.from_correlation(R, mask, eigenvalue_floor=floor) for mask in scored]
+    traits = [dense.simulated_trait(R, np.random.default_rng(i), scored=x, mean_c=20.0) for i, x in enumerate(scored)]
+    size = traits[0].sample_size
+    rows = np.flatnonzero(scored.ravel())
+    frame = pl.DataFrame({"VARIANT": rows, "Z": np.concatenate([t.z for t in traits]), "N": np.full(len(rows), size)})
+    if not complete:
+        frame = frame.filter(pl.col("VARIANT") % 11 != 5)
+    tables = {}
+    for dtype in ("float32", "int8"):
+        path, blocks = tmp_path / f"{dtype}.h5", zip((0, 300), parts, strict=True)
+        with write_ld(path, _variants(600), blocks, build="GRCh38", n_samples=people, dtype=dtype) as store:
+            for used in ("float32", "int8"):
+                opened = open_trait(store, frame, factor_dtype=used)
+                tables[dtype, used] = diagnose(opened, store, frame, effect_variance=20 / size, noise=1.0).table
+    expected = tables["float32", "float32"]
+    for table in tables.values():
+        assert table["FLAG"].null_count() == 2
+        for name, tolerance in (("SMALL_RATIO", 0.03), ("LEADING_RATIO", 0.03), ("DROPPED_RATIO", 0.1)):
+            found, right = (x[name].cast(pl.Float64).fill_null(-1.0).to_numpy() for x in (table, expected))
+            np.testing.assert_allclose(found, right, atol=tolerance, err_msg=name)
+
+
+def test_nothing_dropped_has_no_energy():
+    """All directions are kept; that the stored loadings fall short of R_jj = 1 by rounding is no dropped direction."""
+    gwas = Gwas(1500, 1e-6, m=40)
+    assert gwas.block.k == 40
+    factor = gwas.block.factor * 0.99
+    z = gwas.draw(gwas.effects(0.3))
+    assert block_mismatch(factor, z, 0.3, 1.0).dropped is None
+    assert block_mismatch(factor[:-1], z, 0.3, 1.0).dropped is not None
+
+
+def test_a_block_of_weight_0_is_as_if_left_out_of_the_constant_prior():
+    rng = np.random.default_rng(4)
+    signal = [rng.exponential(size=200) * 3 for _ in range(4)]
+    blocks = [Spectrum(x, (0.5 * x + 1.2) * rng.normal(size=200) ** 2) for x in signal]
+    blocks[1] = Spectrum(signal[1], 9 * blocks[1].squares)
+    for noise in (None, 1.2):
+        whole = fit_scale(blocks, noise=noise)
+        without = fit_scale([blocks[i] for i in (0, 2, 3)], noise=noise)
+        dropped = fit_scale(blocks, noise=noise, weights=np.array([1.0, 0.0, 1.0, 1.0]))
+        twice = fit_scale([*blocks, blocks[1]], noise=noise)
+        double = fit_scale(blocks, noise=noise, weights=np.array([1.0, 2.0, 1.0, 1.0]))
+        half = fit_scale(blocks, noise=noise, weights=np.array([1.0, 0.5, 1.0, 1.0]))
+        for found, expected in ((dropped, without), (double, twice)):
+            assert found.log_scale == pytest.approx(expected.log_scale, abs=1e-5)
+            assert found.noise == pytest.approx(expected.noise, rel=1e-5)
+            assert found.log_likelihood == pytest.approx(expected.log_likelihood, rel=1e-9)
+        assert without.log_scale + 0.05 < half.log_scale < whole.log_scale - 0.05
 
 
 def test_swapped_alleles_are_listed(tmp_path):

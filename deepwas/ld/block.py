@@ -11,7 +11,8 @@ W and G depend on the LD alone, so they are computed once and serve every trait,
 so that G G^T is diagonal, which makes the likelihood's covariance nearly diagonal: the solvers rely on it.
 
 The columns of G that belong to S are a square root of the LD: G_S = W R_SS, so G_S^T G_S = R_SS and G_S^T G = R_S: in
-the space that is kept. `restrict` and `leading` rest on that, with flanks or without.
+the space that is kept. `restrict` and `leading` rest on that, with flanks or without. They take G_S from the whitener,
+whose pseudo-inverse it is: a factor may have been stored in 8 bits, a whitener never, and z is whitened with it.
 """
 
 from __future__ import annotations
@@ -66,11 +67,19 @@ class LDBlock:
 
     @property
     def loadings(self) -> NDArray[Any]:
-        """(k, s), L^T with L L^T = R_SS in the space kept, so that z_S = L y there; L is the pseudo-inverse of W."""
-        if not self.restricted:
-            return self.factor[:, self.scored]
-        W = self.whitener.astype(np.float64)  # unequal sample sizes are in the factor then, so not from there
-        return np.linalg.solve(W @ W.T, W).astype(self.whitener.dtype)
+        """(k, s), L^T with L L^T = R_SS in the space kept, so that z_S = L y there; L is the pseudo-inverse of W.
+
+        Without unequal sample sizes these are the factor's scored columns, but for what the factor lost when stored.
+        """
+        return self._loadings().astype(self.whitener.dtype)
+
+    def _loadings(self) -> NDArray[np.float64]:
+        W = self.whitener.astype(np.float64)
+        if self.scored.all() and not self.restricted:
+            return W * self.eigenvalues[:, None]
+        # W^T = Q T: conditioned like W, where W W^T would square that.
+        Q, T = np.linalg.qr(W.T)
+        return np.linalg.solve(T, Q.T)
 
     @classmethod
     def from_correlation(
@@ -208,7 +217,7 @@ class LDBlock:
         if self.scored.all():
             return LDBlock(self.factor[:count], self.whitener[:count], values, self.scored)
         # Undo the rotation: G_S G_S^T = P diag(lam) P^T, and P^T W = diag(lam)^(-1/2) U^T.
-        inside = self.factor[:, self.scored].astype(np.float64)
+        inside = self._loadings()
         _, P = _eigh_descending(inside @ inside.T)
         P = P[:, :count]
         whitener, factor = _rotate(P.T @ self.whitener, P.T @ self.factor)
@@ -245,8 +254,7 @@ class LDBlock:
         if np.array_equal(mask, self.scored) and relative_sample_size is None:
             return self
         G = self.factor.astype(np.float64)
-        if self.scored.all():  # then G = diag(lam) W too, and of the two the whitener is never stored in 8 bits
-            G = self.whitener * self.eigenvalues[:, None]
+        G[:, self.scored] = self._loadings()
         inside = G[:, mask]
         squares, P = _eigh_descending(inside @ inside.T)
         floor = 0.5 * float(self.eigenvalues[-1]) * inside.shape[1] / self.s

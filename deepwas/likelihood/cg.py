@@ -19,6 +19,7 @@ with a step size per right-hand side, give everything at once:
       d/dc_j   = ((g_j.a)^2 - g_j^T M^-1 g_j - mean_p (g_j.(v_p - d_p)) (g_j.d_p)) / 2
       d/dnoise = (a.a       - tr M^-1        - mean_p (v_p - d_p).d_p) / 2
 
+  where of each term of the first mean, moreover, its regression on (g_j.d_p)^2 - g_j^T M^-1 g_j is taken off.
   Every product G^T of a direction is kept in the sum that makes up G^T of the solution, so the gradient costs no
   further product either: two passes over G for the squares on both sides, and two per step.
 
@@ -258,32 +259,59 @@ def _solve(
     rounding = jnp.finfo(y.dtype).eps * (jnp.sum(jnp.abs(jnp.log(M.scale**2)), axis=-1) + quadratic + size)
     error = jnp.sqrt(spread**2 + truncation**2 + (4 * rounding) ** 2)
     taken = jnp.max(jnp.sum(run.alphas > 0, axis=0), axis=-1)
-    worst = jnp.max(residuals, axis=-1)
-
-    unscaled = M.root(run.solution) * scale
-    plain = M.root(right[..., 1:]) * scale
-    pairs = run.first[:, :, 1:] * (run.projected[:, :, 1:] - run.first[:, :, 1:])
-    noise_pairs = jnp.sum((unscaled[..., 1:] - plain) * plain, axis=1)
-    paired, pair_error = _mean_and_error(pairs, axis=2)
-    noise_paired, noise_pair_error = _mean_and_error(noise_pairs, axis=2)
-    a = jnp.swapaxes(unscaled[..., 0], 1, 2) * real[:, None]
-    slack = 2 * worst * slowest + 4 * jnp.finfo(y.dtype).eps
-    gradient_error = jnp.sqrt(
-        jnp.sum(pair_error**2, axis=-1) + slack**2 * jnp.sum(run.projected[:, :, 0] ** 4, axis=-1)
-    )
-    inverse = real[:, None] * M.scale**2
-    trace = jnp.sum(inverse, axis=-1)
-    noise_error = jnp.sqrt(noise_pair_error**2 + slack**2 * (jnp.sum(a * a, axis=-1) + trace) ** 2)
-    diagnostics = CGDiagnostics(worst, error, taken, 0.5 * gradient_error, 0.5 * noise_error)
+    worst = jnp.max(jnp.where(_valid(c, noise)[..., None], residuals, jnp.nan), axis=-1)
+    unknown = jnp.full_like(worst, jnp.nan)
     if not gradient:
-        return _Solve(value, diagnostics, (y, c, noise))
+        return _Solve(value, CGDiagnostics(worst, error, taken, unknown, unknown), (y, c, noise))
 
-    exact = column_squares(factor, inverse)
+    inverse = real[:, None] * M.scale**2
+    exact, trace = column_squares(factor, inverse), jnp.sum(inverse, axis=-1)
     if low_rank is not None:
         exact, trace = exact - low_rank[0], trace - low_rank[1]
-    d_c = 0.5 * (run.projected[:, :, 0] ** 2 - exact - paired)
+    first, last = run.first[:, :, 1:], run.projected[:, :, 1:]
+    paired, pair_error = _controlled(first * (last - first), first**2, exact[:, :, None])
+    unscaled = M.root(run.solution) * scale
+    plain = M.root(right[..., 1:]) * scale
+    noise_paired, noise_pair_error = _mean_and_error(jnp.sum((unscaled[..., 1:] - plain) * plain, axis=1), axis=2)
+    a = jnp.swapaxes(unscaled[..., 0], 1, 2) * real[:, None]
+    data = run.projected[:, :, 0]
+    d_c = 0.5 * (data**2 - exact - paired)
     d_noise = 0.5 * (jnp.sum(a * a, axis=-1) - trace - noise_paired)
+    # By what share of its length in A's norm a solution can be off, and what depends on it as a square doubly.
+    energy = jnp.sum(right * run.solution, axis=1)
+    off = residuals * jnp.sqrt(norms * slowest[..., None] / jnp.where(energy > 0, energy, jnp.inf))
+    slack = 2 * jnp.max(off, axis=-1) + 4 * jnp.finfo(y.dtype).eps
+    gradient_error = jnp.sqrt(jnp.sum(pair_error**2, axis=-1) + slack**2 * jnp.sum(data**4, axis=-1))
+    noise_error = jnp.sqrt(noise_pair_error**2 + slack**2 * (jnp.sum(a * a, axis=-1) + trace) ** 2)
+    diagnostics = CGDiagnostics(worst, error, taken, 0.5 * gradient_error, 0.5 * noise_error)
     return _Solve(value, diagnostics, (-a, d_c, d_noise))
+
+
+def _valid(c: Array, noise: Array) -> Array:
+    """(X, T): whether it is a model. With a negative variance B may be positive definite, and no solver would tell."""
+    return jnp.all(c >= 0, axis=-1) & (noise > 0)
+
+
+def _controlled(x: Array, twin: Array, mean: Array) -> tuple[Array, Array]:
+    """The mean of x (X, T, P, m) over the probes, and its standard error, with `twin` of known mean as control variate.
+
+    What a probe says of B^-1 - M^-1 in a direction is nearly proportional to what it says of M^-1 there, whose mean is
+    known. The slope is fitted for each probe on the others, so that the mean stays unbiased.
+    """
+    others = x.shape[2] - 1
+    if others < 3:
+        return _mean_and_error(x, axis=2)
+    known = twin - mean
+
+    def without(terms: Array) -> Array:
+        """The sum over the other probes, for each probe."""
+        return jnp.sum(terms, axis=2, keepdims=True) - terms
+
+    rest = without(known)
+    spread = without(known * known) - rest * rest / others
+    together = without(x * known) - without(x) * rest / others
+    varies = spread > jnp.finfo(x.dtype).eps * mean**2  # where all probes say the same there is nothing to fit
+    return _mean_and_error(x - known * jnp.where(varies, together / jnp.where(varies, spread, 1), 0), axis=2)
 
 
 def _mean_and_error(x: Array, axis: int) -> tuple[Array, Array]:

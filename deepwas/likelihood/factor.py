@@ -42,12 +42,14 @@ def encode_factor(G: NDArray[Any], dtype: FactorDtype) -> Factor:
 
     float16 and int8 rows are divided by their largest entry (times 1/127 for int8) first, so that no row underflows;
     an entry is then off by at most 2^-11 of itself (or 2^-25 of its row's largest), or 1/254 of its row's largest.
-    Raises InputError for an unknown dtype.
+    Raises InputError for an unknown dtype and for entries that are not finite, which 8 bits cannot say.
     """
     if dtype not in get_args(FactorDtype):
         raise InputError(f"the factor's dtype is {dtype!r}; give one of {', '.join(get_args(FactorDtype))}.")
     if dtype in ("float64", "float32"):
         return Factor.of(np.asarray(G, dtype))
+    if not np.isfinite(G).all():
+        raise InputError(f"the LD factor holds {int((~np.isfinite(G)).sum()):,} entries that are not finite.")
     largest = np.max(np.abs(G), axis=-1, initial=0).astype(np.float32)
     scale = np.where(largest > 0, largest, 1).astype(np.float32)
     if dtype == "int8":

@@ -343,7 +343,7 @@ def _said(way: Way, value: Array, found: OperatorDiagnostics | None) -> SolveInf
 
 
 def _warn_if(what: str, converged: Any, residual: Any, steps: Any) -> None:
-    if isinstance(converged, jax.core.Tracer):
+    if any(isinstance(x, jax.core.Tracer) for x in (converged, residual, steps)):
         jax.debug.callback(partial(_warn, what), converged, residual, steps)
     else:
         _warn(what, converged, residual, steps)
