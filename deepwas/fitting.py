@@ -97,8 +97,9 @@ def fit(
         result.save(folder)
         for checkpoints in folder.glob("rotation_*/checkpoints"):
             shutil.rmtree(checkpoints)
-        for cache in folder.glob("whitened*.h5"):
-            cache.unlink()
+        for pattern in ("whitened*.h5", ".*.partial.whitened*.h5"):
+            for cache in folder.glob(pattern):
+                cache.unlink()
     return result
 
 

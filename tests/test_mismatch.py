@@ -284,7 +284,7 @@ def _trait(tmp_path, *, unequal: bool = False):
 def test_the_table_is_what_each_block_says(tmp_path, unequal):
     store, frame = _trait(tmp_path, unequal=unequal)
     blocks = open_trait(store, frame)
-    found = diagnose(blocks, store, frame, effect_variance=0.3 / 17_500, noise=1.0, threshold=1.5)
+    found = diagnose(blocks, store, effect_variance=0.3 / 17_500, noise=1.0, threshold=1.5)
     assert found.table.height == 4
     assert not found.flagged.any()
     assert (found.weights == 1).all()
@@ -331,7 +331,7 @@ def test_factors_of_8_bits_do_not_look_like_mismatch(tmp_path, complete, floor):
         with write_ld(path, _variants(600), blocks, build="GRCh38", n_samples=people, dtype=dtype) as store:
             for used in ("float32", "int8"):
                 opened = open_trait(store, frame, factor_dtype=used)
-                tables[dtype, used] = diagnose(opened, store, frame, effect_variance=20 / size, noise=1.0).table
+                tables[dtype, used] = diagnose(opened, store, effect_variance=20 / size, noise=1.0).table
     expected = tables["float32", "float32"]
     for table in tables.values():
         assert table["FLAG"].null_count() == 2
@@ -377,7 +377,7 @@ def test_swapped_alleles_are_listed(tmp_path):
     worst = int(inside["VARIANT"][-1])
     z = pl.when(pl.col("VARIANT") == worst).then(-pl.col("Z")).otherwise(pl.col("Z"))
     wrong = frame.with_columns(Z=z)
-    found = diagnose(open_trait(store, wrong), store, wrong, effect_variance=0.3 / 20_000, noise=1.0)
+    found = diagnose(open_trait(store, wrong), store, effect_variance=0.3 / 20_000, noise=1.0)
     assert found.flagged.tolist() == [False, False, True, False]
     assert found.weights[2] < 1
     found.write(tmp_path)

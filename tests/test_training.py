@@ -22,7 +22,7 @@ from deepwas.training.baseline import (
 )
 from deepwas.training.objective import Solve, ld_score_terms, likelihood_terms
 from deepwas.training.packing import gather_features, pack_blocks, plan_shapes
-from deepwas.training.sections import make_rotations, split_sections
+from deepwas.training.sections import make_rotations, split_sections, without_overlap
 from deepwas.training.trait import TraitBlock
 
 
@@ -87,6 +87,33 @@ def test_each_block_is_tested_once_and_never_seen_by_its_network():
         parts = [set(rotation.train), set(rotation.validation), set(rotation.test)]
         assert set.union(*parts) == set(range(11))
         assert sum(map(len, parts)) == 11
+
+
+def test_blocks_that_reach_into_the_test_section_are_left_out():
+    section = split_sections(["1"] * 12, [10] * 12, 4)
+    scored = [slice(10 * i, 10 * i + 10) for i in range(12)]
+    rotations = make_rotations(section)
+    same, left = without_overlap(rotations, scored, scored)
+    assert left.size == 0
+    for before, after in zip(rotations, same, strict=True):
+        assert all(np.array_equal(getattr(before, x), getattr(after, x)) for x in ("train", "validation", "test"))
+    reach = 11  # one variant beyond the neighbour
+    candidates = [slice(max(0, s.start - reach), s.stop + reach) for s in scored]
+    parts, left = without_overlap(rotations, candidates, scored)
+    for before, after in zip(rotations, parts, strict=True):
+        tested = {row for i in after.test for row in range(scored[i].start, scored[i].stop)}
+        for name in ("train", "validation"):
+            clear = [
+                i for i in getattr(before, name) if tested.isdisjoint(range(candidates[i].start, candidates[i].stop))
+            ]
+            assert getattr(after, name).tolist() == clear
+        assert after.test.tolist() == before.test.tolist()
+    assert [p.train.tolist() for p in parts] == [[6, 7, 8, 9, 10, 11], [0, 9, 10, 11], [0, 1, 2, 3], [3, 4, 5, 6]]
+    assert [p.validation.tolist() for p in parts] == [[5], [8], [11], [0, 1, 2]]
+    assert left.tolist() == list(range(1, 11))
+    everywhere = [slice(0, 120)] * 12
+    with pytest.raises(InputError, match="fewer folds, shorter windows"):
+        without_overlap(rotations, everywhere, scored)
 
 
 def test_blocks_out_of_genome_order_are_refused():

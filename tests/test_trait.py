@@ -17,7 +17,7 @@ from deepwas.likelihood.factor import Factor, encode_factor
 from deepwas.training import trait as module
 from deepwas.training.baseline import spectrum
 from deepwas.training.heritability import constant_spectra, heritability, truncation_sensitivity
-from deepwas.training.trait import TraitBlock, open_trait, whiten_trait
+from deepwas.training.trait import TraitBlock, blocks_with_scores, open_trait, whiten_trait
 from tests import dense
 
 M = 120
@@ -130,6 +130,33 @@ def test_variants_that_are_in_no_fitted_block_are_counted(store):
     assert {row.reason: (row.count, row.first) for row in tally.rows}[text] == ((30 if store.flanked else 20), "rs80")
     with pytest.raises(InputError, match="no LD block holds a variant with a z-score"):
         whiten_trait(store, gone.head(0))
+
+
+def test_blocks_with_scores_are_those_that_will_be_whitened(store):
+    frame = scores(some() & ~((np.arange(M) >= 80) & (np.arange(M) < 110)))
+    numbers, unequal = blocks_with_scores(store, frame)
+    blocks, _ = whiten_trait(store, frame)
+    assert (numbers, unequal) == ([b.number for b in blocks], [])
+    one = store.scored_slice(numbers[1]).start
+    assert one in frame["VARIANT"]
+    more = frame.with_columns(N=pl.when(pl.col("VARIANT") == one).then(9e3).otherwise(pl.col("N")))
+    assert blocks_with_scores(store, more) == (numbers, [numbers[1]])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (lambda x: x.reverse(), "not in the order of the LD store: VARIANT is 119 in row 0"),
+        (lambda x: pl.concat([x.head(3), x.tail(-2)]), "VARIANT is 2 in row 2, and 2 in the next. Sort them"),
+        (lambda x: x.with_columns(pl.col("VARIANT") - 1), "rows -1 to 118 of the LD store"),
+        (lambda x: x.with_columns(pl.col("VARIANT") + 1), "rows 1 to 120 of the LD store .* rows 0 to 119"),
+    ],
+)
+def test_z_scores_out_of_order_are_refused(store, wrong, match):
+    frame = wrong(scores(np.ones(M, dtype=bool)))
+    for use in (open_trait, whiten_trait, blocks_with_scores):
+        with pytest.raises(InputError, match=match):
+            use(store, frame)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "float64"])
@@ -283,6 +310,15 @@ def test_an_interrupted_whitening_leaves_no_cache(store, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         open_trait(store, scores(some()), cache=tmp_path / "w.h5", progress=stop)
     assert [p.name for p in tmp_path.iterdir()] == ["ld.h5"]
+
+
+def test_what_a_kill_left_of_a_cache_goes_when_it_is_opened(store, tmp_path):
+    unfinished, other = tmp_path / ".0a1b2c3d.partial.w.h5", tmp_path / ".0a1b2c3d.partial.w_0.9.h5"
+    for _ in range(2):  # no cache yet, and one that is complete
+        unfinished.write_bytes(b"x")
+        other.write_bytes(b"x")
+        open_trait(store, scores(some()), cache=tmp_path / "w.h5").close()
+        assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "ld.h5", "w.h5"]
 
 
 def test_a_closed_cache_says_so(store, tmp_path):

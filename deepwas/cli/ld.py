@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deepwas.cli._console import progress, say, say_tally
+from deepwas.errors import InputError
 
 app = typer.Typer(
     help="LD stores: whitened LD blocks of a genotype panel, computed once and used for every trait.",
@@ -20,6 +21,7 @@ app = typer.Typer(
 
 @app.command()
 def build(
+    context: typer.Context,
     genotypes: Annotated[
         str,
         typer.Option(
@@ -36,10 +38,12 @@ def build(
     max_missing: Annotated[
         float, typer.Option(help="Drop variants without a genotype in a larger share of the people.")
     ] = 0.1,
-    min_block: Annotated[int, typer.Option(help="Fewest variants in a block.")] = 200,
+    min_block: Annotated[int, typer.Option(help="Fewest variants in a block; not with --window.")] = 200,
     max_block: Annotated[
         int,
-        typer.Option(help="Most variants in a block; time grows with its cube, the file with its square."),
+        typer.Option(
+            help="Most variants in a block; time grows with its cube, the file with its square. Not with --window."
+        ),
     ] = 800,
     blocks: Annotated[
         Path | None,
@@ -53,7 +57,8 @@ def build(
         float | None,
         typer.Option(
             help="Sliding windows instead of blocks: the candidates of each reach over this many base pairs, for "
-            "example 3e6, and the middle `--step` of them is scored. LD across block boundaries is then kept.",
+            "example 3e6, and the middle `--step` of them is scored. LD across block boundaries is then kept. Not with "
+            "--min-block, --max-block or --blocks.",
             metavar="BP",
             show_default="off",
         ),
@@ -92,15 +97,23 @@ def build(
     """Compute the LD of a genotype panel, block by block, and write it as an HDF5 store.
 
     The panel's autosomal variants are filtered and each chromosome is cut into blocks so that the least r2
-    falls between blocks. Each block's correlation matrix is decomposed and truncated: with a panel of few
-    people the small eigenvalues are noise. An interrupted build goes on where it stopped when the same
-    command is given again.
+    falls between blocks, or, with --window, covered by windows that overlap. Each block's correlation matrix
+    is decomposed and truncated: with a panel of few people the small eigenvalues are noise. An interrupted build
+    goes on where it stopped when the same command is given again.
 
     Example: deepwas ld build --genotypes panel --build GRCh37 --out ld.h5
     """
     from deepwas.ld import LDOptions, build_ld
     from deepwas.tally import Count, Tally
 
+    if window is not None:
+        # Only the command line tells a value that was given from a default.
+        sources = {name: context.get_parameter_source(name) for name in ("min_block", "max_block")}
+        given = [f"--{x.replace('_', '-')}" for x, y in sources.items() if y is not None and y.name != "DEFAULT"]
+        if given:
+            raise InputError(
+                f"{' and '.join(given)}: windows are not cut by size. Leave it out, or --window and --step."
+            )
     options = LDOptions(
         build=build,
         min_maf=min_maf,

@@ -6,9 +6,11 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ import scipy.linalg  # noqa: F401 - its BLAS is what XLA calls; see Job.run
 from threadpoolctl import threadpool_limits
 
 from deepwas.annotations import Annotations, Standardiser
-from deepwas.errors import DataWarning
+from deepwas.errors import DataWarning, InputError
 from deepwas.ld import LDStore
 from deepwas.networks import make_network, predict_log_variance
 from deepwas.options import FitOptions
@@ -36,9 +38,9 @@ from deepwas.training.heritability import (
 )
 from deepwas.training.loop import Trainer
 from deepwas.training.mismatch import Mismatch, diagnose, without_flagged
-from deepwas.training.sections import Rotation, make_rotations, split_sections
+from deepwas.training.sections import Rotation, make_rotations, split_sections, without_overlap
 from deepwas.training.source import BlockSource
-from deepwas.training.trait import open_trait
+from deepwas.training.trait import blocks_with_scores, open_trait
 
 __all__ = ["CACHE", "Job"]
 
@@ -78,30 +80,61 @@ class Job:
             return self._run()
 
     def _run(self) -> Fit:
-        begun, o, frame = time.monotonic(), self.options, self.trait.frame
-        cache = None if self.folder is None else self.folder / CACHE
-        with open_trait(
-            self.store,
-            frame,
-            cache=cache,
-            factor_dtype=o.factor_dtype,
-            progress=lambda done, total: self.progress("whitening LD blocks", done, total),
-        ) as self.blocks:
-            return self._fit(begun, cache)
+        begun = time.monotonic()
+        rotations = self._rotations()
+        with ExitStack() as stack:
+            # Without a run folder the trait's own factors go to the system's (TMPDIR), as they may not fit in memory.
+            folder = self.folder or Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-")))
+            self.blocks = stack.enter_context(
+                open_trait(
+                    self.store,
+                    self.trait.frame,
+                    cache=folder / CACHE,
+                    factor_dtype=self.options.factor_dtype,
+                    progress=lambda done, total: self.progress("whitening LD blocks", done, total),
+                )
+            )
+            return self._fit(begun, rotations, folder / CACHE)
 
-    def _fit(self, begun: float, cache: Path | None) -> Fit:
-        o, frame = self.options, self.trait.frame
-        self.record["counts"] += self.blocks.dropped.as_list()
-        for note in self.blocks.notes:
-            warnings.warn(note, DataWarning, stacklevel=2)
-        self.scored = [b.scored_rows for b in self.blocks]
+    def _rotations(self) -> list[Rotation]:
+        """The sections and what each rotation trains, stops and tests on; faults show before anything is whitened."""
+        o, names = self.options, self.store.variants["SNP"]
+        numbers, unequal = blocks_with_scores(self.store, self.trait.frame)
+        if unequal and o.objective == "ld-score" and o.network != "constant":
+            raise InputError(
+                f"the sample size N differs between variants in {len(unequal):,} of {len(numbers):,} LD blocks (first: "
+                f"block {unequal[0]}). LD scores come from whitened LD, which then carries N. Give --objective "
+                "likelihood, which allows for it, or z-scores of one N: a file without the column N, and --sample-size."
+            )
+        self.scored = [self.store.scored_slice(number) for number in numbers]
         chromosomes = [str(self.store.variants["CHR"][rows.start]) for rows in self.scored]
         sizes = [rows.stop - rows.start for rows in self.scored]
         self.section = split_sections(chromosomes, sizes, o.folds)
         rotations = make_rotations(self.section)[: o.folds if o.cross_fit else 1]
+        candidates = [self.store.block_slice(number) for number in numbers]
+        rotations, dropped = without_overlap(rotations, candidates, self.scored)
+        tally = Tally()
+        for i in dropped:
+            text = "variants of LD windows that reach into a test section, left out of training for it"
+            tally.add("fit", "noted", text, sizes[i], str(names[self.scored[i].start]))
+        self.record["counts"] += tally.as_list()
+        return rotations
+
+    def _fit(self, begun: float, rotations: list[Rotation], cache: Path) -> Fit:
+        o, frame = self.options, self.trait.frame
+        self.record["counts"] += self.blocks.dropped.as_list()
+        for note in self.blocks.notes:
+            warnings.warn(note, DataWarning, stacklevel=2)
         standardisers = self._standardisers(rotations)
-        scores = self.store.variants["LDSCORE"].to_numpy()[frame["VARIANT"].to_numpy()]
-        moment = moment_effect_variance(frame["Z"].to_numpy(), scores, frame["N"].to_numpy())
+        sizes = [rows.stop - rows.start for rows in self.scored]
+        # A variant that no block scores has no LD score, and no part in the likelihood.
+        by_block = np.zeros(self.store.n_variants, dtype=bool)
+        for rows in self.scored:
+            by_block[rows] = True
+        used = frame.filter(pl.Series(by_block[frame["VARIANT"].to_numpy()]))
+        z, n = used["Z"].to_numpy(), used["N"].to_numpy()
+        scores = self.store.variants["LDSCORE"].to_numpy()[used["VARIANT"].to_numpy()]
+        moment = moment_effect_variance(z, scores, n)
         self.spectra = constant_spectra(self.blocks)
         constant = scale_heritability(self.spectra, sum(sizes), moment, o.noise)
         sensitivity = truncation_sensitivity(self.store, frame, start=moment, whitened=self.blocks, cache=cache)
@@ -134,8 +167,8 @@ class Job:
                 "variants_modelled": sum(sizes),
                 "variants_scored": int(sum(b.observed.sum() for b in self.blocks)),
                 "eigenvalues": int(sum(k for k, _ in self.blocks.sizes)),
-                "mean_sample_size": float(np.mean(frame["N"].to_numpy())),
-                "mean_chi2": float(np.mean(frame["Z"].to_numpy() ** 2)),
+                "mean_sample_size": float(np.mean(n)),
+                "mean_chi2": float(np.mean(z**2)),
             },
             "heritability": {
                 "moment": moment * sum(sizes),
@@ -265,7 +298,6 @@ class Job:
         found = diagnose(
             self.blocks,
             self.store,
-            self.trait.frame,
             effect_variance=constant["effect_variance"],
             noise=constant["noise"],
             threshold=o.mismatch_threshold,

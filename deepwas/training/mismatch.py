@@ -143,7 +143,6 @@ class Mismatch:
 def diagnose(
     blocks: TraitBlocks,
     store: LDStore,
-    frame: pl.DataFrame,
     *,
     effect_variance: float,
     noise: float,
@@ -152,33 +151,28 @@ def diagnose(
 ) -> Mismatch:
     """Test every block of a trait against a constant prior; see `deepwas.mismatch` for the tests.
 
-    frame: the harmonised z-scores the blocks were made from, columns VARIANT, Z, N.  effect_variance: of the constant
-    prior, per standardised genotype.  noise: sigma2.  One block is in memory at a time.
+    effect_variance: of the constant prior, per standardised genotype.  noise: sigma2.  One block is in memory at a time.
+    The LD is that of the store, whatever the dtype of the blocks' factors: rounding to 8 bits would look like a mismatch
+    in the small directions.
     """
-    variant, n = frame["VARIANT"].to_numpy(), frame["N"].to_numpy()
     found: list[BlockMismatch] = []
     places: list[NDArray[np.int64]] = []
     shapes: list[tuple[int, int]] = []
     for i in range(len(blocks)):
-        block = blocks.load(i)
-        factor = block.factor
-        rows = block.rows.start + np.flatnonzero(block.observed)
-        own = n[np.searchsorted(variant, rows)]
-        # With unequal N the factor carries sqrt N, so the loadings are not among its columns.
-        unequal = own.max() > own.min()
+        block, ld = blocks[i], blocks.ld_block(i)
         found.append(
             block_mismatch(
-                factor,
+                ld.factor,
                 block.z[block.observed],
                 block.sample_size * effect_variance,
                 noise,
                 scored=block.observed,
-                loadings=np.linalg.pinv(blocks.ld_block(i).whitener.astype(np.float64)) if unequal else None,
+                loadings=ld.loadings.T,
                 largest_dropped=float(store.eigenvalues(block.number)[-1]),
             )
         )
-        places.append(rows)
-        shapes.append(factor.shape)
+        places.append(block.rows.start + np.flatnonzero(block.observed))
+        shapes.append(block.shape)
         if progress is not None:
             progress(i + 1, len(blocks))
     rarest = _FAMILY_P / max(1, sum((x.dropped is not None) + (x.small is not None) for x in found))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deepwas.errors import InputError
 
-__all__ = ["Rotation", "make_rotations", "split_sections"]
+__all__ = ["Rotation", "make_rotations", "split_sections", "without_overlap"]
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,35 @@ def make_rotations(section: NDArray[np.int64]) -> list[Rotation]:
         train = np.flatnonzero((section != r) & (section != validation))
         out.append(Rotation(train, np.flatnonzero(section == validation), np.flatnonzero(section == r)))
     return out
+
+
+def without_overlap(
+    rotations: Sequence[Rotation], candidates: Sequence[slice], scored: Sequence[slice]
+) -> tuple[list[Rotation], NDArray[np.int64]]:
+    """The rotations without the training and validation blocks that reach into their test section.
+
+    A block with flanks takes the annotations of all its candidates into its likelihood. Where a test block scores some
+    of them, the network would be trained, or stopped, on annotations of variants it is to be tested on. Training blocks
+    that reach into the validation section stay: that section chooses a step, and no result is read from it.
+
+    candidates, scored: of each block, rows of the store.
+    Returns also the indices of the blocks left out of any rotation. InputError if a rotation has then nothing left to
+    train on, or to stop by.
+    """
+    low, high = np.array([(rows.start, rows.stop) for rows in candidates]).T
+    first, last = np.array([(rows.start, rows.stop) for rows in scored]).T
+    out, dropped = [], np.zeros(len(candidates), dtype=bool)
+    for rotation in rotations:
+        starts, stops = first[rotation.test], last[rotation.test]
+        reaches = np.any((low[:, None] < stops[None, :]) & (starts[None, :] < high[:, None]), axis=1)
+        train, validation = (x[~reaches[x]] for x in (rotation.train, rotation.validation))
+        for name, blocks in (("training", train), ("validation", validation)):
+            if not len(blocks):
+                raise InputError(
+                    f"every LD window of a {name} section has candidates that its test section scores, so none is left "
+                    "to train on or to stop early by. Give fewer folds, shorter windows or more of the genome."
+                )
+        dropped[rotation.train] |= reaches[rotation.train]
+        dropped[rotation.validation] |= reaches[rotation.validation]
+        out.append(Rotation(train, validation, rotation.test))
+    return out, np.flatnonzero(dropped)

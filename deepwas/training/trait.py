@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from deepwas.errors import DataWarning, InputError
 from deepwas.likelihood.factor import Factor, FactorDtype, encode_factor
 from deepwas.tally import Tally
-from deepwas.training.whitened import CacheDamage, FactorCache, digest
+from deepwas.training.whitened import CacheDamage, FactorCache, digest, remove_unfinished
 
 if TYPE_CHECKING:
     import polars as pl
 
     from deepwas.ld import LDBlock, LDStore
 
-__all__ = ["TraitBlock", "TraitBlocks", "open_trait", "whiten_trait"]
+__all__ = ["TraitBlock", "TraitBlocks", "blocks_with_scores", "open_trait", "whiten_trait"]
 
 # Enters the key of every cache: to be raised whenever whitening changes its results.
 _VERSION = 1
@@ -213,6 +213,15 @@ class TraitBlocks(Sequence[TraitBlock]):
             return factor
 
 
+def blocks_with_scores(store: LDStore, frame: pl.DataFrame) -> tuple[list[int], list[int]]:
+    """Numbers of the blocks that `open_trait` would make of `frame`, and of those in which N differs.
+
+    Nothing is read or computed. InputError as `open_trait`.
+    """
+    trait = _Trait(store, frame, 1.0)
+    return trait.numbers, [number for number in trait.numbers if trait.unequal(store, number)]
+
+
 def open_trait(
     store: LDStore,
     frame: pl.DataFrame,
@@ -225,17 +234,19 @@ def open_trait(
 ) -> TraitBlocks:
     """Whiten one trait's z-scores block by block, and leave the factors where they are.
 
-    frame: harmonised z-scores, columns VARIANT (row of the store), Z, N.  Candidates of a block without a z-score stay
-    candidate causal variants. Where N differs between variants of a block, z = diag(sqrt N) R beta + e with
-    e ~ N(0, noise R), which assumes samples of nearly the same people (see `LDBlock.restrict`).
+    frame: harmonised z-scores, columns VARIANT (row of the store, ascending), Z, N.  Candidates of a block without a
+    z-score stay candidate causal variants. Where N differs between variants of a block, z = diag(sqrt N) R beta + e
+    with e ~ N(0, noise R), which assumes samples of nearly the same people (see `LDBlock.restrict`).
 
     cache: a file for the factors that the trait needs for itself; None keeps them in memory. One that was made from
         the same store, z-scores, sample sizes and options is used as it is; any other is replaced, which `notes` says.
+        Its folder is this process's own: unfinished copies of the file, which a kill leaves behind, are removed.
     factor_dtype: of the factors loaded. Blocks whose variants all have z-scores of one N are read from the store.
     variance_share: use only the leading eigenvalues that hold this share of the variance the store keeps.
     keep_factors: False for those who want y and row_squares: a factor of the trait's own is made again at each use.
 
-    Returns the blocks that have any z-score. Raises InputError if there is none.
+    Returns the blocks that have any z-score. Raises InputError if there is none, or if VARIANT does not ascend within
+    the rows of the store.
     """
     trait = _Trait(store, frame, variance_share)
     key = digest(
@@ -243,6 +254,8 @@ def open_trait(
         *(np.asarray(frame[name].to_numpy()) for name in ("VARIANT", "Z", "N")),
     )
     note = None
+    if cache is not None:
+        remove_unfinished(cache)
     opened = FactorCache.open(cache, key) if cache is not None and cache.exists() else None
     if isinstance(opened, str):
         note = f"{cache}: the cache of whitened LD {opened}; it was made again."
@@ -283,7 +296,7 @@ class _Trait:
     """
 
     def __init__(self, store: LDStore, frame: pl.DataFrame, variance_share: float):
-        variant = frame["VARIANT"].to_numpy()
+        variant = _ascending(frame, store.n_variants)
         self.variance_share = variance_share
         self.z = np.zeros(store.n_variants)
         self.n = np.zeros(store.n_variants)
@@ -316,15 +329,37 @@ class _Trait:
         z[inside], n[inside] = self.z[rows][inside], self.n[rows][inside]
         return z, observed, n
 
+    def unequal(self, store: LDStore, number: int) -> bool:
+        """Whether N differs between the variants that the block scores."""
+        rows = store.scored_slice(number)
+        used = self.n[rows][self.observed[rows]]
+        return bool(used.max() > used.min())
+
     def ld_block(self, store: LDStore, number: int) -> tuple[LDBlock, bool, bool]:
         """The block with the LD of the variants that have z-scores; is it other than the store's; do their N differ."""
         whole = store.block(number)
         inside = np.flatnonzero(whole.scored)
         _, observed, n = self.scores(store.block_slice(number), slice(int(inside[0]), int(inside[-1]) + 1))
-        used = n[observed]
-        unequal = bool(used.max() > used.min())
-        block = whole.leading(self.variance_share).restrict(observed, n / used.mean() if unequal else None)
+        unequal = self.unequal(store, number)
+        block = whole.leading(self.variance_share).restrict(observed, n / n[observed].mean() if unequal else None)
         return block, block is not whole, unequal
+
+
+def _ascending(frame: pl.DataFrame, n_variants: int) -> NDArray[Any]:
+    """VARIANT, (rows,), checked: rows of the store, each once, in its order."""
+    variant = frame["VARIANT"].to_numpy()
+    if variant.size and (variant.min() < 0 or variant.max() >= n_variants):
+        raise InputError(
+            f"the z-scores name rows {variant.min():,} to {variant.max():,} of the LD store (VARIANT), which has rows "
+            f"0 to {n_variants - 1:,}. Harmonise them against this store."
+        )
+    if (at := np.flatnonzero(variant[1:] <= variant[:-1])).size:
+        here = int(at[0])
+        raise InputError(
+            f"the z-scores are not in the order of the LD store: VARIANT is {variant[here]} in row {here}, and "
+            f"{variant[here + 1]} in the next. Sort them by VARIANT, each variant once."
+        )
+    return variant
 
 
 def _whiten_all(

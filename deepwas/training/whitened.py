@@ -9,6 +9,7 @@ It is beside a run for its later passes: it can always be made again, so whateve
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from deepwas.errors import DeepwasError
 from deepwas.files import atomic_path
 from deepwas.likelihood.factor import Factor
 
-__all__ = ["CacheDamage", "CacheWriter", "FactorCache", "digest"]
+__all__ = ["CacheDamage", "CacheWriter", "FactorCache", "digest", "remove_unfinished"]
 
 _FORMAT, _FORMAT_VERSION = "deepwas-whitened", 1
 
@@ -42,6 +43,15 @@ def digest(*parts: NDArray[Any] | str) -> str:
             found.update(f"{part.dtype.str}{part.shape}".encode())
             found.update(np.ascontiguousarray(part).data)
     return found.hexdigest()
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a process that was killed while it wrote the cache `path` has left beside it.
+
+    Only the owner of the folder may call it: a copy that is being written would go too.
+    """
+    for unfinished in path.parent.glob(f".*.partial.{glob.escape(path.name)}"):
+        unfinished.unlink(missing_ok=True)
 
 
 class CacheWriter:
