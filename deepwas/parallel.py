@@ -158,13 +158,6 @@ class BlockDevices:
         self._split = NamedSharding(self.mesh, _SPLIT)
         self._same = NamedSharding(self.mesh, _SAME)
 
-        def take(tree: Any, rows: jax.Array) -> Any:
-            return jax.tree.map(lambda x: x[rows], tree)
-
-        if self.count > 1:
-            take = jax.shard_map(take, mesh=self.mesh, in_specs=(_SAME, _SPLIT), out_specs=_SPLIT, check_vma=False)
-        self._take = jax.jit(take)
-
     def padded(self, size: int) -> int:
         """The least multiple of the number of devices that holds `size` blocks."""
         return -(-size // self.count) * self.count
@@ -185,28 +178,6 @@ class BlockDevices:
     def split(self, tree: Any) -> Any:
         """Host arrays of this process's own blocks, as global arrays split along their first axis."""
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self._split, np.asarray(x)), tree)
-
-    def whole(self, tree: Any) -> Any:
-        """Arrays on this process's first device, alike in all processes, as global arrays: whole on each device.
-
-        Unlike `same` not by way of the host.
-        """
-        if self.count == 1:
-            return tree
-
-        def copies(x: Any) -> Any:
-            return jax.make_array_from_single_device_arrays(
-                x.shape, self._same, [jax.device_put(x, d) for d in self._same.addressable_devices]
-            )
-
-        return jax.tree.map(copies, tree)
-
-    def take(self, tree: Any, rows: Any) -> Any:
-        """Rows of arrays that are whole on each device, split over the devices; nothing is sent between them.
-
-        rows: host array, the part of this process.
-        """
-        return self._take(tree, rows if self.count == 1 else self.split(rows))
 
     def same(self, tree: Any) -> Any:
         """Arrays that all processes hold alike, as global arrays, whole on every device."""
