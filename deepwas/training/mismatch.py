@@ -152,8 +152,8 @@ def diagnose(
     """Test every block of a trait against a constant prior; see `deepwas.mismatch` for the tests.
 
     effect_variance: of the constant prior, per standardised genotype.  noise: sigma2.
-    One block is in memory at a time. The LD is that of the store, whatever the dtype of the blocks' factors: rounding to
-    8 bits would look like a mismatch in the small directions.
+    One block is in memory at a time. The LD is that of the store, whatever the dtype of the blocks' factors: rounding
+    to 8 bits would look like a mismatch in the small directions.
     """
     found: list[BlockMismatch] = []
     places: list[NDArray[np.int64]] = []
