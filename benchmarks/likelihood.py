@@ -43,9 +43,10 @@ class Problem:
 
     sizes: m of the windows.  people: whose genotypes give the LD.  sample_size, heritability: of the trait; their
     product spread over the genome, at the density of the simulated variants, is the mean of c = N f.
-    probes, steps, rank: of CG.  keys: draws of the probes that gradient errors are averaged over.  most_k: directions
-    kept at most.  *_up_to: largest m at which the dense references, autodiff of them, and the whitening from R are run.
-    rounds: turns of the timing.  growth_*: sizes of the sweeps, the fixed size last.
+    probes, steps, rank: of CG.  keys: draws of the probes that gradient errors are averaged over.
+    columns: right-hand sides of the iteration held against the machine's rates; 16 are a fit's (15 probes and the data).
+    most_k: directions kept at most.  *_up_to: largest m at which the dense references, autodiff of them, and the whitening
+    from R are run.  rounds: turns of the timing.  growth_*: sizes of the sweeps, the fixed size last.
     """
 
     sizes: tuple[int, ...] = (500, 1000, 2000, 4000, 8000, 12000)
@@ -55,6 +56,7 @@ class Problem:
     probes: int = 11
     steps: int = 5
     rank: int = 0
+    columns: int = 16
     keys: int = 20
     rules: tuple[str, ...] = ("store", "99%", "most")
     most_k: int = 2000
@@ -121,7 +123,7 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
             cases.append(figures)
             if scored == "all":
                 for row in figures["truncations"]:
-                    iterations.append(_iteration(base.factor[: row["k"]], c[:m], problem.probes + 1, machine))
+                    iterations.append(_iteration(base.factor[: row["k"]], c[:m], problem.columns, machine))
                 largest = base.factor[: figures["truncations"][-1]["k"]]
         progress("windows", len(settings), len(settings))
         growth = _growth(problem, largest, c, progress)
