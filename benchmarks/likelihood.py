@@ -44,9 +44,9 @@ class Problem:
     sizes: m of the windows.  people: whose genotypes give the LD.  sample_size, heritability: of the trait; their
     product spread over the genome, at the density of the simulated variants, is the mean of c = N f.
     probes, steps, rank: of CG.  keys: draws of the probes that gradient errors are averaged over.
-    columns: right-hand sides of the iteration held against the machine's rates; 16 are a fit's (15 probes and the data).
-    most_k: directions kept at most.  *_up_to: largest m at which the dense references, autodiff of them, and the whitening
-    from R are run.  rounds: turns of the timing.  growth_*: sizes of the sweeps, the fixed size last.
+    columns: right-hand sides of the iteration held against the machine's rates; 16 are a fit's, 15 probes and the data.
+    most_k: directions kept at most.  *_up_to: largest m at which the dense references, autodiff of them, and the
+    whitening from R are run.  rounds: turns of the timing.  growth_*: sizes of the sweeps, the fixed size last.
     """
 
     sizes: tuple[int, ...] = (500, 1000, 2000, 4000, 8000, 12000)
