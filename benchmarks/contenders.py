@@ -171,6 +171,7 @@ def cola(block: Any, y: NDArray[np.float32], c: Any, noise: float, *, probes: in
     import jax.numpy as jnp
     from cola.linalg.inverse.cg import run_batched_cg
 
+    from deepwas.likelihood.cg import controlled_mean
     from deepwas.likelihood.operator import covariance_operator
 
     @jax.jit
@@ -182,7 +183,8 @@ def cola(block: Any, y: NDArray[np.float32], c: Any, noise: float, *, probes: in
         projected = jnp.matmul(jnp.concatenate([x[:, :1], plain, x[:, 1:] - plain], axis=1).T, G, precision="highest")
         first, last = projected[1 : 1 + probes], projected[1 + probes :]
         squares = jnp.matmul((1 / diagonal)[None, :], G * G, precision="highest")[0]
-        return 0.5 * (projected[0] ** 2 - squares - jnp.mean(first * last, axis=0))
+        paired, _ = controlled_mean((first * last)[None, None], (first**2)[None, None], squares[None, None, None])
+        return 0.5 * (projected[0] ** 2 - squares - paired[0, 0])
 
     signs = jax.random.rademacher(jax.random.key(0), (probes, block.k), jnp.float32).T
     given = (covariance_operator(block, c, 1.0, noise), jnp.asarray(y, jnp.float32), signs)

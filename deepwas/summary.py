@@ -98,7 +98,8 @@ def mismatch_lines(found: Mapping[str, Any]) -> list[str]:
     if (worst := found["worst_variant"]) is not None:
         lines.append(
             f"{found['outliers']:,} variant(s) at odds with their neighbours (mismatch_variants.tsv), most of all "
-            f"{worst['SNP']}: z = {worst['Z']:.1f}, expected {worst['EXPECTED_Z']:.1f}. Are alleles swapped?"
+            f"{worst['SNP']}: z = {worst['Z']:.1f}, expected {worst['EXPECTED_Z']:.1f}."
+            + (" Are its alleles swapped?" if worst["Z"] * worst["EXPECTED_Z"] < 0 else "")
         )
     return lines
 

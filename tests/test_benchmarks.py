@@ -333,7 +333,7 @@ def test_quick_genome_needs_only_what_a_bare_gpu_machine_has(tmp_path):
 def test_quick_genome_writes_its_figures_and_picture(tmp_path):
     done = run("genome", "--quick", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "4 traits (7 probes each) / 1 trait" in done.stdout
+    assert "4 traits (3 probes each) / 1 trait" in done.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["genome-quick.json", "genome-quick.png"]
     found = json.loads((tmp_path / "genome-quick.json").read_text())
     assert found["traits_ratio"] == pytest.approx(found["seconds_of_several_traits"] / found["epoch_seconds"])

@@ -101,8 +101,8 @@ def log_likelihood(
     z: (s,) z-scores of the scored variants.  effect_variance: (m,), f >= 0, variance of the effect of one standard
     deviation of genotype, in units of the trait's variance.  sample_size: N, people.  noise: sigma2 > 0, 1 when GWAS
     and LD panel are perfect.  effect_mean: (m,), mu, or None for 0.
-    Several traits at once, with one pass over the LD for all: z (s, t), effect_variance (m, t) or (m,), sample_size,
-    noise (t,) or one number, effect_mean (m, t) or (m,); the values are (t,).
+    Several traits at once, with one pass over the LDBlock for all: z (s, t), effect_variance (m, t) or (m,),
+    sample_size, noise (t,) or one number, effect_mean (m, t) or (m,); the values are (t,).
 
     solver: 'cholesky' (exact); 'cg', estimated with `probes` random signs drawn from `key` (by default from a fixed
         key, so that values change smoothly with the parameters); or 'auto', whichever should be faster.
@@ -113,8 +113,9 @@ def log_likelihood(
 
     Returns the value, or with info=True the value and a `SolveInfo`, which names what was done in the end. A solve that
     does not converge warns with `ConvergenceWarning`. Differentiable (jax.grad) in z, effect_variance, noise,
-    sample_size and effect_mean; can be traced by jit and vmap, and then takes no second attempt. Raises InputError for
-    wrong shapes, negative variances and values that are not finite.
+    sample_size and effect_mean; can be traced by jit and vmap. A traced call takes no second attempt: give rank=32
+    where variance may be concentrated; and return fields of `SolveInfo` from jit, not all, since its solver is text.
+    Raises InputError for wrong shapes, negative variances and values that are not finite.
 
     Sources: Amin, Potapczynski & Wilson 2025 for the full likelihood of a learned prior; `deepwas.likelihood.cg`.
     """
@@ -366,7 +367,8 @@ def _warn(chosen: str, k: int, m: int, converged: Any, residual: Any, steps: Any
     else:
         text = (
             f"conjugate gradients on a block (k = {k}, m = {m}) stopped after {np.max(steps)} steps at relative "
-            f"residual {np.max(residual):.1e}: the value is not reliable. Use solver='cholesky', or raise max_steps."
+            f"residual {np.max(residual):.1e}: the value is not reliable. Use rank={_RANK}, solver='cholesky', or "
+            "raise max_steps."
         )
     warnings.warn(text, ConvergenceWarning, stacklevel=4)
 

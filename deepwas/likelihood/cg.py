@@ -42,7 +42,7 @@ from deepwas.likelihood.factor import Factor
 from deepwas.likelihood.products import Precision, column_squares, expand, project, row_squares
 from deepwas.likelihood.quadrature import inverse_trace, log_quadrature
 
-__all__ = ["CGDiagnostics", "batched_cg", "cg_log_densities", "cg_log_density"]
+__all__ = ["CGDiagnostics", "batched_cg", "cg_log_densities", "cg_log_density", "controlled_mean"]
 
 _matmul = partial(jnp.matmul, precision="highest")
 
@@ -269,7 +269,7 @@ def _solve(
     if low_rank is not None:
         exact, trace = exact - low_rank[0], trace - low_rank[1]
     first, last = run.first[:, :, 1:], run.projected[:, :, 1:]
-    paired, pair_error = _controlled(first * (last - first), first**2, exact[:, :, None])
+    paired, pair_error = controlled_mean(first * (last - first), first**2, exact[:, :, None])
     unscaled = M.root(run.solution) * scale
     plain = M.root(right[..., 1:]) * scale
     noise_paired, noise_pair_error = _mean_and_error(jnp.sum((unscaled[..., 1:] - plain) * plain, axis=1), axis=2)
@@ -292,7 +292,7 @@ def _valid(c: Array, noise: Array) -> Array:
     return jnp.all(c >= 0, axis=-1) & (noise > 0)
 
 
-def _controlled(x: Array, twin: Array, mean: Array) -> tuple[Array, Array]:
+def controlled_mean(x: Array, twin: Array, mean: Array) -> tuple[Array, Array]:
     """The mean of x (X, T, P, m) over the probes, and its standard error, with `twin` of known mean as control variate.
 
     What a probe says of B^-1 - M^-1 in a direction is nearly proportional to what it says of M^-1 there, whose mean is

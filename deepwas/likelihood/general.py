@@ -209,6 +209,8 @@ def _asked(
     precision = isinstance(operator, PrecisionOperator)
     linear = operator.operator if precision else operator
     m, dtype = operator_form(linear)
+    if np.ndim(z) > 1:
+        raise InputError(f"z has shape {np.shape(z)}: with LD given as an operator, one trait at a time: ({m},).")
     check("z", z, (m,))
     check("effect_variance", effect_variance, (m,), minimum=0)
     check("sample_size", sample_size, (), above=0)
