@@ -125,6 +125,7 @@ def test_a_lost_connection_ends_the_others_and_what_they_wait_for(failures, dies
 
     def break_off():
         time.sleep(0.2)
+        groups[dies]._closing = True  # the dead pass nothing on
         for peer in groups[dies]._peers.values():
             peer.connection.shutdown(socket.SHUT_RDWR)
 
