@@ -227,12 +227,16 @@ def eigenvalues(k: int, m: int) -> np.ndarray:
 
 
 def _network(genome: Genome, traits: int) -> tuple[Any, Any]:
-    """An MLP of `make_network` with one output per trait: its graph, and its state."""
+    """An MLP with one output per trait, whose last layer is not 0: its graph, and its state."""
     from flax import nnx
 
+    from deepwas.inputs import InputSizes
+    from deepwas.network_options import NetworkOptions
     from deepwas.networks import make_network
 
-    network: Any = make_network("mlp", genome.features, float(np.log(4.5e-7)), hidden=genome.hidden, seed=genome.seed)
+    options = NetworkOptions("mlp", hidden=genome.hidden)
+    log_base = np.full(traits, np.log(4.5e-7))
+    network: Any = make_network(options, InputSizes(genome.features), log_base, seed=genome.seed)
     network.output = nnx.Linear(
         genome.hidden[-1], traits, kernel_init=nnx.initializers.normal(0.5), rngs=nnx.Rngs(genome.seed)
     )
@@ -240,14 +244,12 @@ def _network(genome: Genome, traits: int) -> tuple[Any, Any]:
 
 
 def _log_f(network: Any, features: Any) -> Any:
-    """(B, T, m) from features (B, m, p): the MLP with all of its last layer's outputs."""
-    import jax
+    """(B, T, m) from features (B, m, p)."""
     import jax.numpy as jnp
 
-    hidden = features
-    for layer in network.layers:
-        hidden = jax.nn.silu(layer(hidden))
-    return jnp.moveaxis(network.log_base[...] + network.output(hidden), -1, 1)
+    from deepwas.inputs import Inputs
+
+    return jnp.moveaxis(network(Inputs(features)), -1, 1)
 
 
 def _epoch(genome: Genome, traits: int) -> Callable[[list[_Batch]], tuple[Any, Any, Any]]:

@@ -210,6 +210,7 @@ def _train(problem: Problem, truths: Sequence[_Truth], progress: Progress) -> li
 
     The blocks of all seeds share one Trainer per contender and learning rate, so that each is compiled once.
     """
+    from deepwas.inputs import VariantInputs
     from deepwas.networks import make_network, predict_log_variance
     from deepwas.options import FitOptions
     from deepwas.training.loop import Trainer
@@ -217,7 +218,7 @@ def _train(problem: Problem, truths: Sequence[_Truth], progress: Progress) -> li
 
     blocks = [b for truth in truths for b in truth.blocks]
     source = BlockSource(blocks, max_shapes=1)
-    features = np.concatenate([t.annotations for t in truths])
+    inputs = VariantInputs(np.concatenate([t.annotations for t in truths]))
     train, validation, _ = _splits(problem)
     starts = [_constant(problem, truth) for truth in truths]
     runs: list[dict[str, Any]] = []
@@ -232,12 +233,12 @@ def _train(problem: Problem, truths: Sequence[_Truth], progress: Progress) -> li
             trainer = Trainer(source, options, n_panel=INFINITE_PANEL)
             for truth, (log_f, noise) in zip(truths, starts, strict=True):
                 progress("training", len(runs), total)
-                network = make_network("mlp", truth.annotations.shape[1], log_f, hidden=problem.hidden, seed=truth.seed)
+                network = make_network(options, inputs.sizes, log_f, seed=truth.seed)
                 begun = time.monotonic()
                 trained = trainer.train(
                     network,
                     noise,
-                    features,
+                    inputs,
                     train + truth.first_block,
                     validation + truth.first_block,
                     rotation=truth.seed,
@@ -255,7 +256,9 @@ def _train(problem: Problem, truths: Sequence[_Truth], progress: Progress) -> li
                         "seconds": round(time.monotonic() - begun, 2),
                         "events": trained.events,
                         "noise": trained.noise,
-                        "f": np.exp(predict_log_variance(trained.best.network(), truth.annotations)),
+                        "f": np.exp(
+                            predict_log_variance(trained.best.network(), VariantInputs(truth.annotations))[:, 0]
+                        ),
                     }
                 )
     progress("training", total, total)

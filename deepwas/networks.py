@@ -1,7 +1,8 @@
-"""Networks that map a variant's standardised annotations to the logarithm of its effect variance.
+"""Networks that map a variant's inputs to the logarithm of its effect variance, for one trait or several.
 
-Every network starts as the constant prior: its output is `log_base` for every variant until training moves it, so that
-step 0 is already sane. They return log f, so effect variances are positive by construction.
+A network is called with `Inputs` of leading axes (...), and returns log f of (..., traits). Every network starts as the
+constant prior: its output is `log_base` for every variant until training moves it, so that step 0 is already sane. They
+return log f, so effect variances are positive by construction.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from deepwas.errors import InputError
-from deepwas.options import Network
+from deepwas.inputs import Inputs, InputSizes, VariantInputs
+from deepwas.network_options import NetworkOptions
 
 __all__ = ["LinearPrior", "MLPPrior", "make_network", "predict_log_variance"]
 
@@ -35,81 +37,73 @@ class LinearPrior(nnx.Module):
     link 'softplus':  f_j = exp(log_base) softplus(s + b + x_j . w), s with softplus(s) = 1: the additive form of
                       stratified LD score regression (Finucane et al. 2015), kept positive as in graphREML (Li et al.
                       2024).
-    features: (..., p) to log f: (...).
     """
 
-    def __init__(self, n_features: int, log_base: float, *, link: Literal["log", "softplus"], rngs: nnx.Rngs):
+    def __init__(self, sizes: InputSizes, log_base: Array, *, link: Literal["log", "softplus"], rngs: nnx.Rngs):
         self.link = link
-        self.log_base = Held(jnp.asarray(log_base, jnp.float32))
+        self.log_base = Held(log_base)
         zeros = nnx.initializers.zeros_init()
-        self.output = nnx.Linear(n_features, 1, kernel_init=zeros, bias_init=zeros, rngs=rngs)
+        self.output = nnx.Linear(sizes.annotations, len(log_base), kernel_init=zeros, bias_init=zeros, rngs=rngs)
 
-    def __call__(self, features: Array) -> Array:
-        score = self.output(features)[..., 0]
-        if self.link == "log":
-            return self.log_base[...] + score
-        one = math.log(math.e - 1)
-        return self.log_base[...] + jnp.log(jax.nn.softplus(one + score))
+    def __call__(self, inputs: Inputs) -> Array:
+        score = self.output(inputs.annotations)
+        if self.link == "softplus":
+            score = jnp.log(jax.nn.softplus(math.log(math.e - 1) + score))
+        return _like(self.log_base[...], score) + score
 
 
 class MLPPrior(nnx.Module):
-    """log f_j = log_base + g(x_j), g a multilayer perceptron with SiLU units whose last layer starts at zero.
+    """log f_j = log_base + g(x_j), g a multilayer perceptron with SiLU units whose last layer starts at zero."""
 
-    features: (..., p) to log f: (...).
-    """
-
-    def __init__(self, n_features: int, log_base: float, *, hidden: Sequence[int], rngs: nnx.Rngs):
-        self.log_base = Held(jnp.asarray(log_base, jnp.float32))
-        widths = [n_features, *hidden]
+    def __init__(self, sizes: InputSizes, log_base: Array, *, hidden: Sequence[int], rngs: nnx.Rngs):
+        self.log_base = Held(log_base)
+        widths = [sizes.annotations, *hidden]
         self.layers = nnx.List(
             [nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(widths)],
         )
         zeros = nnx.initializers.zeros_init()
-        self.output = nnx.Linear(widths[-1], 1, kernel_init=zeros, bias_init=zeros, rngs=rngs)
+        self.output = nnx.Linear(widths[-1], len(log_base), kernel_init=zeros, bias_init=zeros, rngs=rngs)
 
-    def __call__(self, features: Array) -> Array:
-        hidden = features
+    def __call__(self, inputs: Inputs) -> Array:
+        hidden = inputs.annotations
         for layer in self.layers:
             hidden = jax.nn.silu(layer(hidden))
-        return self.log_base[...] + self.output(hidden)[..., 0]
+        score = self.output(hidden)
+        return _like(self.log_base[...], score) + score
+
+
+def _like(base: Array, score: Array) -> Array:
+    """(T,) with as many axes as (..., T)."""
+    return base.reshape((1,) * (score.ndim - 1) + base.shape)
 
 
 def make_network(
-    name: Network, n_features: int, log_base: float, *, hidden: Sequence[int] = (32, 32), seed: int = 0
+    options: NetworkOptions, sizes: InputSizes, log_base: ArrayLike, *, seed: int = 0
 ) -> LinearPrior | MLPPrior:
-    """A network by name: 'linear' (log-linear), 'softplus' (softplus-linear) or 'mlp'.
+    """The network that `options` describe, for inputs of `sizes`.
 
-    n_features: p, columns of the standardised annotations.  log_base: log f at the start, for every variant.
-    hidden: widths of the MLP's layers.  The constant prior has no network: it is fitted in closed form.
+    log_base: log f at the start, for every variant: a number, or (T,) for T traits.
+    The constant prior has no network: it is fitted in closed form.
     """
-    if name not in get_args(Network):
-        raise InputError(f"network is {name!r}; give one of {', '.join(get_args(Network))}.")
-    if name == "constant":
+    if options.network == "constant":
         raise InputError("the constant prior has no network: see deepwas.training.baseline.")
-    if n_features < 1:
-        raise InputError(f"the {name} network needs at least one annotation. Give annotations, or network 'constant'.")
+    if sizes.annotations < 1:
+        raise InputError(
+            f"the {options.network} network needs at least one annotation. Give annotations, or network 'constant'."
+        )
+    base = jnp.atleast_1d(jnp.asarray(log_base, jnp.float32))
     rngs = nnx.Rngs(seed)
-    if name == "mlp":
-        if not hidden or min(hidden) < 1:
-            raise InputError(f"hidden is {tuple(hidden)}; give one positive width per layer, such as 32,32.")
-        return MLPPrior(n_features, log_base, hidden=hidden, rngs=rngs)
-    return LinearPrior(n_features, log_base, link="log" if name == "linear" else "softplus", rngs=rngs)
+    if options.network == "mlp":
+        return MLPPrior(sizes, base, hidden=options.hidden, rngs=rngs)
+    return LinearPrior(sizes, base, link="log" if options.network == "linear" else "softplus", rngs=rngs)
 
 
 @nnx.jit
-def _apply(network: nnx.Module, features: Array) -> Array:
-    return network(features)
+def _apply(network: nnx.Module, inputs: Inputs) -> Array:
+    return network(inputs)
 
 
-def predict_log_variance(
-    network: nnx.Module, features: NDArray[np.float32], *, rows: int = 65536
-) -> NDArray[np.float64]:
-    """log f of every variant, (M,), from standardised annotations (M, p), `rows` at a time (one compiled shape)."""
-    out = np.empty(len(features))
-    size = min(rows, len(features))
-    for start in range(0, len(features), size):
-        piece = features[start : start + size]
-        padded = np.zeros((size, features.shape[1]), np.float32)
-        padded[: len(piece)] = piece
-        out[start : start + size] = np.asarray(_apply(network, jnp.asarray(padded)))[: len(piece)]
-    return out
+def predict_log_variance(network: nnx.Module, inputs: VariantInputs, *, rows: int = 65536) -> NDArray[np.float64]:
+    """log f of every variant and trait, (M, T), `rows` variants at a time (one compiled shape)."""
+    found = [(where, np.asarray(_apply(network, piece), np.float64)) for where, piece in inputs.pieces(rows)]
+    return np.concatenate([values[: where.stop - where.start] for where, values in found])

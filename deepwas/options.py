@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from deepwas.errors import InputError
+from deepwas.network_options import NetworkOptions
 
 __all__ = ["FitOptions"]
 
-Network = Literal["constant", "linear", "softplus", "mlp"]
 Objective = Literal["likelihood", "ld-score"]
 Solver = Literal["auto", "cholesky", "cg"]
 MismatchAction = Literal["report", "down-weight", "exclude"]
@@ -19,11 +19,9 @@ _LEARNING_RATES = {"constant": 0.02, "linear": 0.02, "softplus": 0.02, "mlp": 0.
 
 
 @dataclass(frozen=True)
-class FitOptions:
-    """How a prior is learned.
+class FitOptions(NetworkOptions):
+    """How a prior is learned: by which network (see `NetworkOptions`), from what, and how it is trained.
 
-    network: 'constant', 'linear' (log-linear), 'softplus' (softplus-linear, the form of S-LDSC) or 'mlp'.
-    hidden: widths of the MLP's layers.
     objective: 'likelihood' (full) or 'ld-score' (the regression baseline).
     solver: 'cholesky' (exact), 'cg', or 'auto', whichever takes fewer operations for each block size.
     probes, rtol: of CG in training; its steps are raised, its preconditioner widened, or Cholesky taken, when a
@@ -47,8 +45,6 @@ class FitOptions:
     seed: of everything random.
     """
 
-    network: Network = "mlp"
-    hidden: tuple[int, ...] = (32, 32)
     objective: Objective = "likelihood"
     solver: Solver = "auto"
     probes: int = 15
@@ -71,8 +67,8 @@ class FitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, allowed in (
-            ("network", Network),
             ("objective", Objective),
             ("solver", Solver),
             ("mismatch", MismatchAction),
@@ -80,8 +76,6 @@ class FitOptions:
         ):
             if getattr(self, name) not in get_args(allowed):
                 raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(get_args(allowed))}.")
-        if self.network == "mlp" and (not self.hidden or min(self.hidden) < 1):
-            raise InputError(f"hidden is {self.hidden}; give one positive width per layer, such as 32,32.")
         least = {"probes": 2, "folds": 3, "steps": 1, "batch_blocks": 1, "evaluate_every": 1, "patience": 1, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:

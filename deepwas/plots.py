@@ -205,6 +205,7 @@ def _partial_dependence(
     fit: Fit, sample: NDArray[np.float32], column: int, grid: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Mean effect variance at each grid value over that of the sample as it is, (networks, grid)."""
+    from deepwas.inputs import VariantInputs
     from deepwas.networks import predict_log_variance
 
     stacked = np.repeat(sample[None], len(grid), axis=0)
@@ -215,8 +216,8 @@ def _partial_dependence(
             out.append(np.ones(len(grid)))
             continue
         flat = standardiser.transform(stacked.reshape(-1, sample.shape[1]))
-        f = np.exp(predict_log_variance(network, flat)).reshape(len(grid), -1).mean(axis=1)
-        out.append(f / np.exp(predict_log_variance(network, standardiser.transform(sample))).mean())
+        f = np.exp(predict_log_variance(network, VariantInputs(flat))).reshape(len(grid), -1).mean(axis=1)
+        out.append(f / np.exp(predict_log_variance(network, VariantInputs(standardiser.transform(sample)))).mean())
     return np.stack(out)
 
 

@@ -14,6 +14,7 @@ import polars as pl
 from deepwas.annotations import Annotations, Standardiser
 from deepwas.errors import InputError
 from deepwas.files import atomic_path, read_json, require_parent, sha256, write_json, write_text
+from deepwas.inputs import InputSizes, VariantInputs
 from deepwas.options import FitOptions
 from deepwas.specs import validate_json, validate_table
 
@@ -135,7 +136,7 @@ class Fit:
         if network is None or standardiser is None:
             constant = self.record["rotations"][0]["constant"]["log_effect_variance"]
             return np.full(annotations.variants.height, np.exp(constant))
-        return np.exp(predict_log_variance(network, standardiser.transform(annotations)))
+        return np.exp(predict_log_variance(network, VariantInputs(standardiser.transform(annotations)))[:, 0])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the run folder; `run.json` last, so that a folder with a complete record is complete."""
@@ -230,7 +231,7 @@ def _load_network(record: dict[str, Any], content: dict[str, Any] | None, folder
     from deepwas.training.checkpoints import load_tree
 
     options = FitOptions.from_dict(record["options"])
-    network = make_network(options.network, len(content["inputs"]), content["log_base"], hidden=options.hidden)
+    network = make_network(options, InputSizes(len(content["inputs"])), content["log_base"])
     if not folder.is_dir():
         raise InputError(f"{folder}: missing. The run folder is incomplete: run the fit again.")
     graph, state = nnx.split(network)

@@ -76,6 +76,8 @@ def _trained(folder: Path) -> dict:
     import numpy as np
 
     from deepwas import FitOptions
+    from deepwas.inputs import InputSizes, VariantInputs
+    from deepwas.network_options import NetworkOptions
     from deepwas.networks import make_network
     from deepwas.parallel import BlockDevices
     from deepwas.training.loop import Trainer
@@ -90,9 +92,9 @@ def _trained(folder: Path) -> dict:
         blocks, max_shapes=2, memory_gb=float(os.environ["MEMORY"]), place=devices.place, part=devices.part
     )
     trainer = Trainer(source, options, n_panel=500, devices=devices)
-    values = np.random.default_rng(0).normal(size=(sum(sizes), 3)).astype(np.float32)
+    values = VariantInputs(np.random.default_rng(0).normal(size=(sum(sizes), 3)).astype(np.float32))
     trained = trainer.train(
-        make_network("mlp", 3, -7.0, hidden=(4,), seed=0),
+        make_network(NetworkOptions("mlp", (4,)), InputSizes(3), -7.0),
         1.0,
         values,
         np.arange(7),

@@ -94,11 +94,12 @@ def test_the_record_meets_its_specification_and_adds_up(inputs, fitted):
 
 def test_cross_fitted_priors_come_from_the_network_that_did_not_see_them(inputs, fitted):
     _, _, _, annotations, _ = inputs
+    from deepwas.inputs import VariantInputs
     from deepwas.networks import predict_log_variance
 
     for r, (network, standardiser) in enumerate(zip(fitted.networks, fitted.standardisers, strict=True)):
         rows = (fitted.variants["SECTION"] == r).to_numpy()
-        expected = np.exp(predict_log_variance(network, standardiser.transform(annotations)))[rows]
+        expected = np.exp(predict_log_variance(network, VariantInputs(standardiser.transform(annotations))))[rows, 0]
         np.testing.assert_allclose(fitted.variants["SNPVAR_CROSS"].to_numpy()[rows], expected, rtol=1e-5)
     np.testing.assert_allclose(fitted.variants["SNPVAR_PLAIN"], fitted.predict(annotations), rtol=1e-5)
 
@@ -488,10 +489,13 @@ def windows(tmp_path_factory):
 
 def _predictions(fit, annotations):
     """f of every variant of the store by each rotation's network, (rotations, M)."""
+    from deepwas.inputs import VariantInputs
     from deepwas.networks import predict_log_variance
 
     pairs = zip(fit.networks, fit.standardisers, strict=True)
-    return np.exp(np.stack([predict_log_variance(network, s.transform(annotations)) for network, s in pairs]))
+    return np.exp(
+        np.stack([predict_log_variance(network, VariantInputs(s.transform(annotations)))[:, 0] for network, s in pairs])
+    )
 
 
 def test_with_flanks_no_network_sees_annotations_it_is_tested_on(windows, monkeypatch):

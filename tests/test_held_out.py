@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from deepwas import FitOptions
+from deepwas.inputs import InputSizes, VariantInputs
+from deepwas.network_options import NetworkOptions
 from deepwas.networks import make_network
 from deepwas.training import loop
 from deepwas.training.source import BlockSource
@@ -19,9 +21,9 @@ from tests.test_training import trait_blocks
 @pytest.mark.parametrize("steps", [2, 200])
 def test_beyond_cholesky_by_cg_and_by_cholesky_again_where_that_fails(steps, monkeypatch, float32):
     blocks = trait_blocks([30, 45, 30, 60], n=1e5, f=1e-4)
-    features = np.random.default_rng(0).standard_normal((165, 2)).astype(np.float32)
+    features = VariantInputs(np.random.default_rng(0).standard_normal((165, 2)).astype(np.float32))
     trainer = loop.Trainer(BlockSource(blocks), FitOptions(hidden=(4,), batch_blocks=2), n_panel=1000)
-    point = loop.Point.of(make_network("mlp", 2, np.log(1e-4), hidden=(4,), seed=0), 0.0)
+    point = loop.Point.of(make_network(NetworkOptions("mlp", (4,)), InputSizes(2), np.log(1e-4)), 0.0)
     # A network starts as the constant prior, which needs one step: this one has learned something.
     point = point._replace(parameters=jax.tree.map(lambda x: x + 0.7, point.parameters) | {"log_noise": jnp.float32(0)})
     which = np.array([3, 0, 1, 2])

@@ -17,8 +17,10 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from deepwas import FitOptions, InputError, LDBlock
+from deepwas.inputs import InputSizes, VariantInputs
 from deepwas.ld import write_ld
 from deepwas.likelihood.factor import Factor, encode_factor
+from deepwas.network_options import NetworkOptions
 from deepwas.networks import make_network
 from deepwas.training.loop import Point, Trainer, _State
 from deepwas.training.source import BlockSource, Minibatch, prefetch
@@ -44,7 +46,7 @@ def blocks():
 
 @pytest.fixture(scope="module")
 def features():
-    return np.random.default_rng(7).normal(size=(sum(SIZES), 2)).astype(np.float32)
+    return VariantInputs(np.random.default_rng(7).normal(size=(sum(SIZES), 2)).astype(np.float32))
 
 
 class Lazy(Sequence):
@@ -147,8 +149,8 @@ def test_batches_hold_each_block_and_nothing_else(blocks, features, way, dtype):
                 assert not values[k:].any()
                 assert not values[:, m:].any()
                 assert np.isfinite(scale).all()
-                np.testing.assert_array_equal(inputs[row, :m], features[block.rows])
-                assert not np.asarray(inputs[row, m:]).any()
+                np.testing.assert_array_equal(inputs.annotations[row, :m], features.annotations[block.rows])
+                assert not np.asarray(inputs.annotations[row, m:]).any()
             seen += 1
     assert seen == len(plan)
     assert not prefetching()
@@ -221,6 +223,7 @@ def test_a_store_on_disk_streams_the_blocks_that_are_in_memory(tmp_path, dtype):
     seen = np.setdiff1d(np.arange(m), [5, 6, 100])
     frame = pl.DataFrame({"VARIANT": seen, "Z": rng.normal(size=len(seen)) * 2, "N": np.full(len(seen), 1e4)})
     values = rng.normal(size=(m, 3)).astype(np.float32)
+    inputs = VariantInputs(values)
     with (
         write_ld(tmp_path / "ld.h5", table, windows(), build="hg19", n_samples=500) as store,
         open_trait(store, frame, cache=tmp_path / "whitened.h5", factor_dtype=dtype) as lazy,
@@ -228,11 +231,11 @@ def test_a_store_on_disk_streams_the_blocks_that_are_in_memory(tmp_path, dtype):
         streamed = BlockSource(lazy, factor_dtype=dtype, memory_gb=0)
         held = BlockSource([lazy.load(i) for i in range(len(lazy))], factor_dtype=dtype)
         plan = plan_of(streamed)
-        for (_, a), (_, b) in zip(streamed.batches(plan, values), held.batches(plan, values), strict=True):
+        for (_, a), (_, b) in zip(streamed.batches(plan, inputs), held.batches(plan, inputs), strict=True):
             jax.tree.map(np.testing.assert_array_equal, a, b)
             for row, i in enumerate(a.blocks.member.tolist()):
                 rows = lazy[i].rows
-                np.testing.assert_array_equal(a.features[row, : rows.stop - rows.start], values[rows])
+                np.testing.assert_array_equal(a.inputs.annotations[row, : rows.stop - rows.start], values[rows])
             assert float(a.blocks.observed.sum(axis=1).max()) <= 30
             assert float(a.blocks.present.sum(axis=1).min()) > 30
     assert not prefetching()
@@ -305,7 +308,7 @@ def test_a_damaged_block_stops_training_with_its_own_error(blocks, features):
 
 
 def train(trainer, features, folder=None, progress=None):
-    network = make_network("linear", features.shape[1], np.log(START))
+    network = make_network(NetworkOptions("linear"), features.sizes, np.log(START))
     return trainer.train(
         network,
         1.0,
@@ -346,7 +349,7 @@ def test_streaming_trains_to_the_same_bits_and_resumes_exactly(blocks, features,
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("float16", 1e-3), ("int8", 3e-2)])
 def test_log_likelihoods_are_the_dense_densities_to_the_factors_precision(blocks, features, dtype, error):
     trainer = Trainer(BlockSource(blocks, factor_dtype=dtype), OPTIONS, n_panel=500)
-    start = Point.of(make_network("linear", 2, np.log(1e-4)), 0.0)
+    start = Point.of(make_network(NetworkOptions("linear"), InputSizes(2), np.log(1e-4)), 0.0)
     which = np.array([8, 0, 5, 3])
     found = trainer.log_likelihood(start, features, which)
     for i, value in zip(which, found, strict=True):
@@ -373,7 +376,7 @@ def test_epochs_hold_every_training_block_once_in_an_order_set_by_the_seed(block
 def test_block_weights_scale_the_loss_of_their_blocks_in_training_only(blocks, features, tmp_path):
     weights = np.array([1, 0.25, 0, 2, 1, 0.5, 1, 1, 1.5])
     options = replace(OPTIONS, steps=5, batch_blocks=7)  # six blocks, and one to fill up
-    start = Point.of(make_network("linear", 2, np.log(START)), 0.0)
+    start = Point.of(make_network(NetworkOptions("linear"), InputSizes(2), np.log(START)), 0.0)
     k = np.array([b.shape[0] for b in blocks])
     values, parameters = [], []
     for number, given in enumerate((None, weights, np.full(len(blocks), 2.0))):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 from deepwas.errors import InputError
+from deepwas.inputs import VariantInputs
 from deepwas.ld.block import LDBlock
 from deepwas.training.baseline import (
     Spectrum,
@@ -21,7 +22,7 @@ from deepwas.training.baseline import (
     spectrum,
 )
 from deepwas.training.objective import Solve, ld_score_terms, likelihood_terms
-from deepwas.training.packing import gather_features, pack_blocks, plan_shapes
+from deepwas.training.packing import pack_blocks, plan_shapes
 from deepwas.training.sections import make_rotations, split_sections, without_overlap
 from deepwas.training.trait import TraitBlock
 
@@ -222,7 +223,8 @@ def test_padded_batches_give_each_blocks_own_likelihood(solver, noise):
     rng = np.random.default_rng(0)
     f = rng.exponential(size=123) * 3e-5
     values = f[:, None].astype(np.float32)
-    packed = [gather_features(values, [blocks[i].rows for i in b.member], b.shape[1]) for b in buckets]
+    inputs = VariantInputs(values)
+    packed = [inputs.gather([blocks[i].rows for i in b.member], b.shape[1]).annotations for b in buckets]
     solve = Solve("cg", probes=64, rtol=1e-6, max_steps=40) if solver == "cg" else Solve("cholesky")
     for bucket, values in zip(buckets, packed, strict=True):
         arrays = jax.tree.map(jnp.asarray, bucket)

@@ -10,7 +10,8 @@ import typer
 
 from deepwas.cli._console import progress_of_stages, say, say_counts, show
 from deepwas.errors import InputError
-from deepwas.options import FactorDtype, FitOptions, MismatchAction, Network, Objective, Solver
+from deepwas.network_options import Network
+from deepwas.options import FactorDtype, FitOptions, MismatchAction, Objective, Solver
 
 _NETWORK, _LIKELIHOOD, _TRAINING, _DISTRIBUTED = "Network", "Likelihood", "Training", "Several processes"
 

@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from deepwas.annotations import Annotations, Standardiser
 from deepwas.errors import DataWarning, InputError
+from deepwas.inputs import VariantInputs
 from deepwas.ld import LDStore
 from deepwas.networks import make_network, predict_log_variance
 from deepwas.options import FitOptions
@@ -235,13 +236,13 @@ class Job:
         o, r = self.options, record["rotation"]
         assert self.features is not None
         tally = Tally()
-        values = standardiser.transform(self.features, tally=tally)
+        inputs = VariantInputs(standardiser.transform(self.features, tally=tally))
         if r == 0:
             self.record["counts"] += tally.as_list()
         trained = trainer.train(
-            make_network(o.network, values.shape[1], base.log_scale, hidden=o.hidden, seed=o.seed * 1000 + r),
+            make_network(o, inputs.sizes, base.log_scale, seed=o.seed * 1000 + r),
             base.noise,
-            values,
+            inputs,
             rotation.train,
             rotation.validation,
             rotation=r,
@@ -250,8 +251,8 @@ class Job:
             progress=lambda done, total: self.progress("training", r * total + done, count * total),
         )
         # Both in the same arithmetic, so that a network that never moved gains exactly 0.
-        before = trainer.log_likelihood(trained.start, values, rotation.test)
-        after = trainer.log_likelihood(trained.best, values, rotation.test)
+        before = trainer.log_likelihood(trained.start, inputs, rotation.test)
+        after = trainer.log_likelihood(trained.best, inputs, rotation.test)
         record |= {
             "network": {
                 "log_base": base.log_scale,
@@ -267,7 +268,7 @@ class Job:
             "test_log_likelihood": after.tolist(),
         }
         network = trained.best.network()
-        return _Outcome(record, predict_log_variance(network, values), network, standardiser)
+        return _Outcome(record, predict_log_variance(network, inputs)[:, 0], network, standardiser)
 
     def _assemble(self, outcomes: Sequence[_Outcome]) -> Fit:
         """The table of variants with their priors, and the `Fit` around it."""

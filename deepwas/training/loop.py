@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from deepwas.errors import DeepwasError, InputError
 from deepwas.files import read_json, write_json
+from deepwas.inputs import VariantInputs
 from deepwas.likelihood.api import choose_solver
 from deepwas.options import FitOptions
 from deepwas.parallel import BlockDevices
@@ -218,7 +219,7 @@ class Trainer:
         key = jax.random.wrap_key_data(key)
 
         def loss(parameters: dict[str, Any]) -> tuple[Array, Array]:
-            f = jnp.exp(point._replace(parameters=parameters).network()(batch.features))
+            f = jnp.exp(point._replace(parameters=parameters).network()(batch.inputs)[..., 0])
             noise = self._noise(parameters)
             if self.options.objective == "ld-score":
                 values, residual = ld_score_terms(
@@ -236,7 +237,7 @@ class Trainer:
         """Log-likelihoods and residuals of the blocks of a batch."""
 
         def values(point: Point, batch: Batch) -> tuple[Array, Array]:
-            f = jnp.exp(point.network()(batch.features))
+            f = jnp.exp(point.network()(batch.inputs)[..., 0])
             key = jax.random.key(self.options.seed + 1)
             return self.devices.joined(likelihood_terms(batch.blocks, f, self._noise(point.parameters), key, solve))
 
@@ -252,10 +253,10 @@ class Trainer:
             0.0, o.peak_learning_rate, warm, max(o.steps, warm + 1), 0.05 * o.peak_learning_rate
         )
 
-    def log_likelihood(self, point: Point, features: Any, which: NDArray[np.int64]) -> NDArray[np.float64]:
+    def log_likelihood(self, point: Point, inputs: VariantInputs, which: NDArray[np.int64]) -> NDArray[np.float64]:
         """Log-likelihood of the blocks `which`, in their order, in nats.
 
-        features: (M, p), of the store's variants.
+        inputs: of the store's variants.
         By Cholesky up to k of 2,048, beyond by CG with 64 probes that are the same for every model; what does not
         converge there is solved with the largest entries preconditioned, and at last by Cholesky.
         """
@@ -266,7 +267,7 @@ class Trainer:
         found: dict[int, float] = {}
         for rung in (_EVALUATION, replace(_EVALUATION, rank=_RANK), Solve("cholesky")):
             measured: list[tuple[Minibatch, Array, Array]] = []
-            with closing(self.source.batches(todo, features)) as stream:
+            with closing(self.source.batches(todo, inputs)) as stream:
                 for item, batch in stream:
                     exact = self.source.shapes[item.bucket][0] <= _EXACT_UP_TO
                     solve = Solve("cholesky") if exact else rung
@@ -314,7 +315,7 @@ class Trainer:
         self,
         network: Any,
         noise: float,
-        features: Any,
+        inputs: VariantInputs,
         train: NDArray[np.int64],
         validation: NDArray[np.int64],
         *,
@@ -325,12 +326,12 @@ class Trainer:
     ) -> Trained:
         """Train from the constant prior; resume from the newest checkpoint in `folder`, if there is one.
 
-        network, noise: where to start.  features: (M, p), of the store's variants.  train, validation: block indices.
+        network, noise: where to start.  inputs: of the store's variants.  train, validation: block indices.
         constant_variance: effect variance of the constant prior, for the weights of the LD score objective.
         """
         o = self.options
         start = self.devices.of_first(Point.of(network, float(np.log(noise)) if o.noise is None else None))
-        origin = self.log_likelihood(start, features, validation)
+        origin = self.log_likelihood(start, inputs, validation)
         state = _State(
             start.parameters,
             self.optimiser.init(self.devices.local(start.parameters)),
@@ -344,7 +345,7 @@ class Trainer:
             if journal is not None:
                 journal.resume(state)
             state.spread(self.devices)
-            stream = self.source.batches(self._plan(train, rotation, state.step), features)
+            stream = self.source.batches(self._plan(train, rotation, state.step), inputs)
             stack.enter_context(closing(stream))
             while state.step < o.steps and not self._stop(state):
                 item, batch = next(stream)
@@ -362,7 +363,7 @@ class Trainer:
                 if state.step % o.evaluate_every and state.step < o.steps:
                     continue
                 point = start._replace(parameters=state.parameters)
-                gain = float(np.sum(self.log_likelihood(point, features, validation) - origin))
+                gain = float(np.sum(self.log_likelihood(point, inputs, validation) - origin))
                 row = self._evaluate(state, taken, gain)
                 taken = []
                 if journal is not None:

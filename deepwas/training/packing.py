@@ -18,7 +18,6 @@ from deepwas.training.trait import TraitBlock
 __all__ = [
     "Bucket",
     "encode_block",
-    "gather_features",
     "pack",
     "pack_blocks",
     "padded_shape",
@@ -135,17 +134,6 @@ def pack_blocks(
         pack(g, [(blocks[i], encode_block(blocks[i], factor_dtype)) for i in g], padded_shape([sizes[i] for i in g]))
         for g in plan_shapes(sizes, max_shapes=max_shapes)
     ]
-
-
-def gather_features(features: NDArray[np.float32], rows: Sequence[slice], m: int) -> NDArray[np.float32]:
-    """The (M, p) features of the store's variants as (B, m, p) of B blocks, 0 in the padding.
-
-    rows: of each block's variants in the store, at most m.
-    """
-    packed = np.zeros((len(rows), m, features.shape[1]), np.float32)
-    for row, own in enumerate(rows):
-        packed[row, : own.stop - own.start] = features[own]
-    return packed
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

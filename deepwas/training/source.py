@@ -22,11 +22,11 @@ from jax import Array
 from numpy.typing import NDArray
 
 from deepwas.errors import InputError
+from deepwas.inputs import VariantInputs
 from deepwas.likelihood.factor import Factor, FactorDtype
 from deepwas.training.packing import (
     Bucket,
     encode_block,
-    gather_features,
     pack,
     padded_shape,
     plan_shapes,
@@ -56,11 +56,11 @@ class Minibatch(NamedTuple):
 class Batch(NamedTuple):
     """The arrays of a minibatch: of NumPy while it is made, then on the device.
 
-    blocks: B blocks of one shape.  features: (B, m, p), 0 in the padding.  weight: (B,).
+    blocks: B blocks of one shape.  inputs: `Inputs` of (B, m, ...), 0 in the padding.  weight: (B,).
     """
 
     blocks: Bucket
-    features: Any
+    inputs: Any
     weight: Any
 
 
@@ -118,35 +118,35 @@ class BlockSource:
         self._buckets: dict[int, Bucket] = {}
 
     def batches(
-        self, plan: Iterable[Minibatch], features: NDArray[np.float32]
+        self, plan: Iterable[Minibatch], inputs: VariantInputs
     ) -> Generator[tuple[Minibatch, Batch], None, None]:
         """The minibatches of a plan, in its order, with their arrays.
 
-        features: (M, p), of the store's variants; rows are gathered batch by batch.
+        inputs: of the store's variants; rows are gathered batch by batch, ahead of use where they are in a file.
         Close the generator (`contextlib.closing`) to leave early: it ends the thread, if there is one. What fails in
         the thread is raised here.
         """
 
         def make(item: Minibatch) -> tuple[Minibatch, Batch]:
-            return item, self._make(item, features)
+            return item, self._make(item, inputs)
 
-        if self.streaming:
+        if self.streaming or inputs.in_file:
             yield from prefetch(make, plan, ahead=_AHEAD)
         else:
             yield from map(make, plan)
 
-    def _make(self, item: Minibatch, features: NDArray[np.float32]) -> Batch:
+    def _make(self, item: Minibatch, inputs: VariantInputs) -> Batch:
         index, count = self._part
         members = item.members.reshape(count, -1)[index]
         weight = item.weight.reshape(count, -1)[index]
         shape = self.shapes[item.bucket]
-        inputs = gather_features(features, [self._rows[i] for i in members], shape[1])
+        found = inputs.gather([self._rows[i] for i in members], shape[1])
         if not self._on_device:
-            return self._place(Batch(self._pack(members, shape), inputs, weight))
+            return self._place(Batch(self._pack(members, shape), found, weight))
         if item.bucket not in self._buckets:
             self._buckets[item.bucket] = self._send(self.members[item.bucket], shape)
         blocks = _take(self._buckets[item.bucket], self._position[members])
-        return Batch(blocks, *jax.device_put((inputs, weight)))
+        return Batch(blocks, *jax.device_put((found, weight)))
 
     def _pack(self, members: NDArray[np.int64], shape: tuple[int, int]) -> Bucket:
         some = {i: self._load(i) for i in dict.fromkeys(members.tolist())}
