@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,10 @@ __all__ = [
     "Region",
     "effect_variance",
     "simulate_annotations",
+    "simulate_effects_and_trait",
     "simulate_panel",
     "simulate_regions",
+    "simulate_tracks",
     "simulate_trait",
 ]
 
@@ -219,16 +221,66 @@ def simulate_annotations(
     (Rahimi & Recht 2007). The others are independent standard normal, as conservation or allele-specific scores nearly
     are.
     """
+    raw, _ = _raw_annotations(regions, smooth, independent, length_scale, seed)
+    return (raw - raw.mean(axis=0)) / raw.std(axis=0)
+
+
+def _raw_annotations(
+    regions: Sequence[Region | Panel], smooth: int, independent: int, length_scale: float, seed: int
+) -> tuple[NDArray[np.float64], list[_Waves]]:
+    """Annotations before they are standardised, and each region's smooth functions of position."""
     rng = np.random.default_rng([seed, 1])
-    columns = []
+    columns, waves = [], []
     for region in regions:
         frequency = rng.normal(scale=1 / length_scale, size=(smooth, _WAVES))
         phase = rng.uniform(0, 2 * np.pi, size=(smooth, _WAVES))
-        angle = region.position[:, None, None] * frequency + phase
-        waves = np.sqrt(2 / _WAVES) * np.cos(angle).sum(axis=2)
-        columns.append(np.hstack([waves, rng.normal(size=(region.m, independent))]))
-    values = np.concatenate(columns)
-    return (values - values.mean(axis=0)) / values.std(axis=0)
+        waves.append(_Waves(frequency, phase))
+        columns.append(np.hstack([waves[-1](region.position), rng.normal(size=(region.m, independent))]))
+    return np.concatenate(columns), waves
+
+
+class _Waves(NamedTuple):
+    """Random functions of position, (smooth, waves) frequencies and phases."""
+
+    frequency: NDArray[np.float64]
+    phase: NDArray[np.float64]
+
+    def __call__(self, position: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(len(position), smooth)."""
+        angle = position[:, None, None] * self.frequency + self.phase
+        return np.asarray(np.sqrt(2 / _WAVES) * np.cos(angle).sum(axis=2))
+
+
+def simulate_tracks(
+    regions: Sequence[Region],
+    *,
+    smooth: int = 4,
+    independent: int = 4,
+    length_scale: float = 2e4,
+    seed: int = 0,
+    bins: int = 17,
+    resolution: float = 4000.0,
+    noise: float = 1.0,
+) -> NDArray[np.float16]:
+    """Windows (M, bins, smooth) of noisy tracks whose truth is the smooth columns of `simulate_annotations`.
+
+    Each region is cut into bins of `resolution` base pairs. A bin's value is the standardised annotation at its middle
+    plus an error of standard deviation `noise` of its own; a variant sees the bins around the one it lies in. So one
+    bin tells less than its neighbourhood does. Arguments that both functions have must be equal.
+    """
+    if bins < 1 or bins % 2 == 0:
+        raise InputError(f"bins is {bins}; give an odd number, the middle one holding the variant.")
+    raw, waves = _raw_annotations(regions, smooth, independent, length_scale, seed)
+    mean, scale = raw[:, :smooth].mean(axis=0), raw[:, :smooth].std(axis=0)
+    rng = np.random.default_rng([seed, 3])
+    reach = bins // 2
+    windows = []
+    for region, function in zip(regions, waves, strict=True):
+        own = (region.position // resolution).astype(int)
+        grid = np.arange(own.min() - reach, own.max() + reach + 1)
+        track = (function((grid + 0.5) * resolution) - mean) / scale + noise * rng.normal(size=(len(grid), smooth))
+        windows.append(track[(own - own.min())[:, None] + np.arange(bins)[None, :]])
+    return np.concatenate(windows).astype(np.float16)
 
 
 def effect_variance(annotations: NDArray[np.float64], *, smooth: int, mean: float) -> NDArray[np.float64]:
@@ -255,13 +307,21 @@ def simulate_trait(
     z ~ N(sqrt(N) R beta, noise R) with beta_j ~ N(0, f_j).  f: (M,) effect variances, region after region.
     sample_size: N, people.  noise: sigma2.
     """
+    return simulate_effects_and_trait(regions, f, sample_size=sample_size, noise=noise, seed=seed)[1]
+
+
+def simulate_effects_and_trait(
+    regions: Sequence[Region], f: NDArray[np.float64], *, sample_size: float, noise: float = 1.0, seed: int = 0
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """As `simulate_trait`, with the effects beta, (m,) per region, before the z-scores."""
     total = sum(r.m for r in regions)
     if f.shape != (total,) or not (np.isfinite(f) & (f >= 0)).all():
         raise InputError(f"f must hold {total} finite variances >= 0; its shape is {f.shape}.")
     rng = np.random.default_rng([seed, 2])
-    z = []
+    effects, z = [], []
     for region, variance in zip(regions, np.split(f, np.cumsum([r.m for r in regions])[:-1]), strict=True):
         beta = rng.normal(size=region.m) * np.sqrt(variance)
         error = region.root @ rng.normal(size=region.m)
+        effects.append(beta)
         z.append(np.sqrt(sample_size) * region.correlation @ beta + np.sqrt(noise) * error)
-    return z
+    return effects, z

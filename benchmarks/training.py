@@ -24,24 +24,27 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.simulate import Region, effect_variance, simulate_annotations, simulate_regions, simulate_trait
+from benchmarks.contest import Contender, Splits, Truth, difference, make_blocks, score, summary, train, whiten_regions
+from benchmarks.simulate import (
+    Region,
+    effect_variance,
+    simulate_annotations,
+    simulate_effects_and_trait,
+    simulate_regions,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.table import Table
 
-    from deepwas.training.baseline import Spectrum
-    from deepwas.training.trait import TraitBlock
 
 __all__ = ["draw", "measure", "tables"]
 
 Progress = Callable[[str, int, int], None]
 
 SMOOTH = 4
-INFINITE_PANEL = 10**9
 METHODS = {
     "cg": {"objective": "likelihood", "solver": "cg"},
     "cholesky": {"objective": "likelihood", "solver": "cholesky"},
@@ -95,34 +98,6 @@ QUICK = Problem(
 )
 
 
-@dataclass(frozen=True)
-class _Truth:
-    """One seed's problem: blocks with z-scores, annotations (M, p) of its variants, f (M,), and where they start in the
-    stacked problem of all seeds."""
-
-    seed: int
-    first_block: int
-    blocks: list[TraitBlock]
-    annotations: NDArray[np.float32]
-    f: NDArray[np.float64]
-
-    def effects(self, f: NDArray[np.float64], i: int) -> NDArray[np.float64]:
-        """f of block i."""
-        start = self.blocks[0].rows.start
-        rows = self.blocks[i].rows
-        return f[rows.start - start : rows.stop - start]
-
-    def spectra(self, f: NDArray[np.float64], which: Sequence[int]) -> list[Spectrum]:
-        """Spectra of blocks under the prior f, by eigendecomposition in float64."""
-        from deepwas.training.baseline import spectrum
-
-        chosen = [self.blocks[i] for i in which]
-        return [
-            spectrum(b.factor, b.whitened, b.sample_size * self.effects(f, i))
-            for b, i in zip(chosen, which, strict=True)
-        ]
-
-
 def measure(quick: bool, progress: Progress) -> dict[str, Any]:
     """Simulate, train every contender, and score it on the test blocks. Returns the figures, ready for JSON."""
     problem = QUICK if quick else Problem()
@@ -140,18 +115,28 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
     )
     with threadpool_limits(1, user_api="blas"):
         truths = _truths(problem, regions)
-        runs = _train(problem, truths, progress)
+        splits = Splits.of(problem.train, problem.validation, problem.test)
+        common = {k: getattr(problem, k) for k in ("hidden", "steps", "batch_blocks", "evaluate_every", "patience")}
+        contenders = {name: Contender(LABELS[name], how, "annotations") for name, how in METHODS.items()}
+        runs = train(
+            truths,
+            contenders,
+            splits,
+            common,
+            problem.learning_rates,
+            lambda done, total: progress("training", done, total),
+        )
         seeds = []
         for n, truth in enumerate(truths):
             progress("scoring test blocks", n, len(truths))
-            seeds.append(_score(problem, truth, runs))
+            seeds.append(score(truth, runs, splits))
     progress("scoring test blocks", len(truths), len(truths))
     return {
         "settings": asdict(problem) | {"selection": "learning rate and step of the best validation log-likelihood"},
         "problem": _described(truths),
-        "contenders": {name: _summary(name, seeds) for name in METHODS},
+        "contenders": {name: summary(name, seeds) for name in METHODS},
         "comparisons": {
-            f"{a} minus {b}": {kind: _difference(a, b, kind, seeds) for kind in ("gain", "refitted_gain")}
+            f"{a} minus {b}": {kind: difference(a, b, kind, seeds) for kind in ("gain", "refitted_gain")}
             for a, b in (("cg", "cholesky"), ("cg", "ld-score"), ("cholesky", "ld-score"))
         },
         "timing": timing,
@@ -160,140 +145,22 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _truths(problem: Problem, regions: Sequence[Region]) -> list[_Truth]:
+def _truths(problem: Problem, regions: Sequence[Region]) -> list[Truth]:
     """One trait, annotations and truth per seed, on the same LD."""
-    from deepwas.ld import LDBlock
-    from deepwas.training.trait import TraitBlock
+    from deepwas.inputs import VariantInputs
 
-    ld = [LDBlock.from_correlation(r.correlation, eigenvalue_floor=problem.eigenvalue_floor) for r in regions]
-    ends = np.cumsum([r.m for r in regions])
+    ld = whiten_regions(regions, problem.eigenvalue_floor)
     truths = []
-    for n, seed in enumerate(problem.seeds):
+    for seed in problem.seeds:
         annotations = simulate_annotations(regions, smooth=SMOOTH, seed=seed)
         f = effect_variance(annotations, smooth=SMOOTH, mean=problem.mean_c / problem.sample_size)
-        scores = simulate_trait(regions, f, sample_size=problem.sample_size, seed=seed)
-        blocks = [
-            TraitBlock(
-                number=i,
-                rows=slice(int(n * ends[-1] + end - block.m), int(n * ends[-1] + end)),
-                factor=np.asarray(block.factor, np.float32),
-                whitened=np.asarray(block.whiten(z), np.float32),
-                z=z,
-                observed=np.ones(block.m, dtype=bool),
-                sample_size=problem.sample_size,
-            )
-            for i, (block, z, end) in enumerate(zip(ld, scores, ends, strict=True))
-        ]
-        truths.append(_Truth(seed, n * len(regions), blocks, annotations.astype(np.float32), f))
+        effects, z = simulate_effects_and_trait(regions, f, sample_size=problem.sample_size, seed=seed)
+        inputs = {"annotations": VariantInputs(annotations.astype(np.float32))}
+        truths.append(Truth(seed, make_blocks(ld, z, problem.sample_size), f, effects, inputs))
     return truths
 
 
-def _splits(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Training, validation and test regions: independent and alike, so that any fixed split is a random one."""
-    train, validation, test = np.split(np.arange(problem.regions), [problem.train, problem.train + problem.validation])
-    return train, validation, test
-
-
-def _constant(problem: Problem, truth: _Truth) -> Any:
-    """The constant prior fitted on the training blocks: where every contender starts."""
-    from deepwas.training.baseline import fit_scale
-
-    train, _, _ = _splits(problem)
-    flat = np.full_like(truth.f, 1 / problem.sample_size)
-    guess = float(np.log(problem.mean_c))
-    found = fit_scale(truth.spectra(flat, train.tolist()), noise=None, start=(guess, 1.0))
-    return found.log_scale - float(np.log(problem.sample_size)), found.noise
-
-
-def _train(problem: Problem, truths: Sequence[_Truth], progress: Progress) -> list[dict[str, Any]]:
-    """Every contender at every learning rate on every seed.
-
-    The blocks of all seeds share one Trainer per contender and learning rate, so that each is compiled once.
-    """
-    from deepwas.inputs import VariantInputs
-    from deepwas.networks import make_network, predict_log_variance
-    from deepwas.options import FitOptions
-    from deepwas.training.loop import Trainer
-    from deepwas.training.source import BlockSource
-
-    blocks = [b for truth in truths for b in truth.blocks]
-    source = BlockSource(blocks, max_shapes=1)
-    inputs = VariantInputs(np.concatenate([t.annotations for t in truths]))
-    train, validation, _ = _splits(problem)
-    starts = [_constant(problem, truth) for truth in truths]
-    runs: list[dict[str, Any]] = []
-    total = len(METHODS) * len(problem.learning_rates) * len(truths)
-    for name, how in METHODS.items():
-        for rate in problem.learning_rates:
-            options = FitOptions.from_dict(
-                how
-                | {k: getattr(problem, k) for k in ("hidden", "steps", "batch_blocks", "evaluate_every", "patience")}
-                | {"learning_rate": rate}
-            )
-            trainer = Trainer(source, options, n_panel=INFINITE_PANEL)
-            for truth, (log_f, noise) in zip(truths, starts, strict=True):
-                progress("training", len(runs), total)
-                network = make_network(options, inputs.sizes, log_f, seed=truth.seed)
-                begun = time.monotonic()
-                trained = trainer.train(
-                    network,
-                    noise,
-                    inputs,
-                    train + truth.first_block,
-                    validation + truth.first_block,
-                    rotation=truth.seed,
-                    constant_variance=float(np.exp(log_f)),
-                    folder=None,
-                )
-                runs.append(
-                    {
-                        "contender": name,
-                        "learning_rate": rate,
-                        "seed": truth.seed,
-                        "validation_gain": trained.validation_gain,
-                        "best_step": trained.best_step,
-                        "last_step": trained.last_step,
-                        "seconds": round(time.monotonic() - begun, 2),
-                        "events": trained.events,
-                        "noise": trained.noise,
-                        "f": np.exp(
-                            predict_log_variance(trained.best.network(), VariantInputs(truth.annotations))[:, 0]
-                        ),
-                    }
-                )
-    progress("training", total, total)
-    return runs
-
-
-def _score(problem: Problem, truth: _Truth, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One seed: log-likelihood of each test block, in nats, over the constant prior's, for oracle and contenders."""
-    from deepwas.training.baseline import fit_scale, log_density
-
-    train, _, test = (x.tolist() for x in _splits(problem))
-    log_f, noise = _constant(problem, truth)
-    null = log_density(truth.spectra(np.full_like(truth.f, np.exp(log_f)), test), 0.0, noise)
-    oracle = log_density(truth.spectra(truth.f, test), 0.0, 1.0) - null
-    out: dict[str, Any] = {"seed": truth.seed, "oracle_gain_by_block": oracle.tolist(), "contenders": {}}
-    test_rows = slice(truth.blocks[test[0]].rows.start - truth.blocks[0].rows.start, None)
-    for name in METHODS:
-        own = [r for r in runs if r["contender"] == name and r["seed"] == truth.seed]
-        best = max(own, key=lambda r: r["validation_gain"])
-        found = truth.spectra(best["f"], test)
-        refit = fit_scale(truth.spectra(best["f"], train), noise=None, start=(0.0, best["noise"]))
-        log_truth, log_found = np.log(truth.f[test_rows]), np.log(best["f"][test_rows])
-        known = float(np.std(log_found)) > 0
-        out["contenders"][name] = {
-            "learning_rate": best["learning_rate"],
-            "step": best["best_step"],
-            "noise": best["noise"],
-            "gain_by_block": (log_density(found, 0.0, best["noise"]) - null).tolist(),
-            "refitted_gain_by_block": (log_density(found, refit.log_scale, refit.noise) - null).tolist(),
-            "correlation_with_truth": float(np.corrcoef(log_truth, log_found)[0, 1]) if known else 0.0,
-        }
-    return out
-
-
-def _described(truths: Sequence[_Truth]) -> dict[str, Any]:
+def _described(truths: Sequence[Truth]) -> dict[str, Any]:
     """The size of the problem and what a perfect prior would gain."""
     blocks = [b for t in truths for b in t.blocks]
     kept = sum(float(np.sum(np.asarray(b.factor, np.float64) ** 2)) for b in blocks)
@@ -304,46 +171,6 @@ def _described(truths: Sequence[_Truth]) -> dict[str, Any]:
         "mean_chi2": float(np.mean(np.concatenate([b.z for b in blocks]) ** 2)),
         "sd_of_log_f": float(np.mean([np.std(np.log(t.f)) for t in truths])),
         "largest_c": float(max((t.f * t.blocks[0].sample_size).max() for t in truths)),
-    }
-
-
-def _mean_and_error(values: Any) -> dict[str, float]:
-    """Mean and its standard error; the entries are independent."""
-    array = np.asarray(values, dtype=np.float64)
-    return {"mean": float(array.mean()), "standard_error": float(array.std(ddof=1) / np.sqrt(len(array)))}
-
-
-def _summary(name: str, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Gain in nats a test block, over blocks and over seeds, and as a share of the oracle's."""
-    out: dict[str, Any] = {}
-    for kind in ("gain", "refitted_gain"):
-        by_block = [s["contenders"][name][f"{kind}_by_block"] for s in seeds]
-        oracle = [s["oracle_gain_by_block"] for s in seeds]
-        shares = [sum(a) / sum(b) for a, b in zip(by_block, oracle, strict=True)]
-        out[kind] = {
-            "over_blocks": _mean_and_error(np.concatenate(by_block)),
-            "over_seeds": _mean_and_error([np.mean(x) for x in by_block]),
-            "share_of_oracle": _mean_and_error(shares),
-            "share_of_oracle_by_seed": shares,
-        }
-    out["oracle_gain"] = _mean_and_error(np.concatenate([s["oracle_gain_by_block"] for s in seeds]))
-    for key in ("correlation_with_truth", "noise"):
-        out[key] = _mean_and_error([s["contenders"][name][key] for s in seeds])
-    out["learning_rates"] = [s["contenders"][name]["learning_rate"] for s in seeds]
-    out["steps"] = [s["contenders"][name]["step"] for s in seeds]
-    return out
-
-
-def _difference(a: str, b: str, kind: str, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Paired difference of two contenders in nats a test block: over blocks, over seeds, as a share of the oracle's."""
-    pairs = [np.subtract(s["contenders"][a][f"{kind}_by_block"], s["contenders"][b][f"{kind}_by_block"]) for s in seeds]
-    over_blocks, over_seeds = _mean_and_error(np.concatenate(pairs)), _mean_and_error([x.mean() for x in pairs])
-    error = max(over_blocks["standard_error"], over_seeds["standard_error"])
-    return {
-        "over_blocks": over_blocks,
-        "over_seeds": over_seeds,
-        "share_of_oracle": over_blocks["mean"] / float(np.mean([s["oracle_gain_by_block"] for s in seeds])),
-        "standard_errors_from_zero": over_blocks["mean"] / error if error > 0 else 0.0,
     }
 
 
@@ -382,7 +209,7 @@ def _timing(problem: Problem, *, repeats: int = 15) -> list[dict[str, Any]]:
         bucket = jax.tree.map(jnp.asarray, pack_blocks(truth.blocks, max_shapes=1)[0])
         padded = np.full((batch, bucket.shape[1]), -100.0, np.float32)
         for row, member in enumerate(np.asarray(bucket.member)):
-            f = truth.effects(truth.f, int(member))
+            f = truth.f[truth.blocks[int(member)].rows]
             padded[row, : len(f)] = np.log(f)
         log_f, noise = jnp.asarray(padded), jnp.asarray(1.0, jnp.float32)
 
