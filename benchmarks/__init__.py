@@ -37,4 +37,34 @@ BENCHMARKS = (
         "How long does an epoch of a genome take, in how much memory, by blocks and by traits?",
         "benchmarks.genome",
     ),
+    Benchmark(
+        "objectives",
+        "Do larger networks predict held-out data better, and does that take the full likelihood?",
+        "benchmarks.objectives",
+    ),
+    Benchmark(
+        "scaling",
+        "How do networks fare as training data and features grow, under both objectives?",
+        "benchmarks.scaling",
+    ),
+    Benchmark(
+        "motif",
+        "Does a convolutional network find a motif in the sequence near variants?",
+        "benchmarks.motif",
+    ),
+    Benchmark(
+        "enrichment",
+        "Is enrichment by full likelihood unbiased, and do its jackknife intervals hold the truth as often as stated?",
+        "benchmarks.enrichment",
+    ),
+    Benchmark(
+        "direction",
+        "Does the test of signed scores reject at its level without direction, and find direction where there is some?",
+        "benchmarks.direction",
+    ),
+    Benchmark(
+        "tracks",
+        "How many variants a second are tracks and sequence extracted for, in how much memory, and read again?",
+        "benchmarks.tracks",
+    ),
 )

@@ -21,31 +21,52 @@ _HOME = {
     "ConvergenceWarning": "deepwas.errors",
     "DataWarning": "deepwas.errors",
     "DeepwasError": "deepwas.errors",
+    "Direction": "deepwas.direction",
+    "DirectionOptions": "deepwas.direction",
+    "Enrichment": "deepwas.enrichment",
     "Fit": "deepwas.runs",
     "FitOptions": "deepwas.options",
     "HarmonisedSumstats": "deepwas.sumstats",
     "InputError": "deepwas.errors",
+    "InterpretOptions": "deepwas.interpretation",
+    "Interpretation": "deepwas.interpretation",
     "LDBlock": "deepwas.ld",
     "LDOptions": "deepwas.ld",
     "LDStore": "deepwas.ld",
     "PrecisionOperator": "deepwas.likelihood.operator",
     "QCOptions": "deepwas.sumstats",
+    "ScoreOptions": "deepwas.annotations.scores",
+    "Scores": "deepwas.annotations.scores",
+    "SequenceOptions": "deepwas.tracks",
+    "SignedScores": "deepwas.annotations.signed",
     "SolveInfo": "deepwas.likelihood",
     "SumStats": "deepwas.sumstats",
+    "TrackOptions": "deepwas.tracks",
+    "WindowFile": "deepwas.tracks",
     "annotate": "deepwas.annotations",
     "build_ld": "deepwas.ld",
+    "estimate_enrichment": "deepwas.enrichment",
     "example_files": "deepwas.demo",
+    "extract_sequence": "deepwas.tracks",
+    "extract_tracks": "deepwas.tracks",
     "fit": "deepwas.fitting",
+    "fit_rotations": "deepwas.fitting",
+    "fit_traits": "deepwas.fitting_traits",
     "harmonise": "deepwas.sumstats",
+    "interpret": "deepwas.interpretation",
     "ld_score_loss": "deepwas.likelihood",
     "load_fit": "deepwas.runs",
     "log_likelihood": "deepwas.likelihood",
     "log_likelihood_and_grad": "deepwas.likelihood",
     "open_ld": "deepwas.ld",
+    "open_windows": "deepwas.tracks",
     "read_annotations": "deepwas.annotations",
     "read_harmonised": "deepwas.sumstats",
+    "read_scores": "deepwas.annotations.scores",
+    "read_signed_scores": "deepwas.annotations.signed",
     "read_sumstats": "deepwas.sumstats",
     "solve_ld": "deepwas.likelihood.general",
+    "test_direction": "deepwas.direction",
     "write_ld": "deepwas.ld.write",
 }
 
@@ -55,40 +76,67 @@ __all__ = [
     "ConvergenceWarning",
     "DataWarning",
     "DeepwasError",
+    "Direction",
+    "DirectionOptions",
+    "Enrichment",
     "Fit",
     "FitOptions",
     "HarmonisedSumstats",
     "InputError",
+    "InterpretOptions",
+    "Interpretation",
     "LDBlock",
     "LDOptions",
     "LDStore",
     "PrecisionOperator",
     "QCOptions",
+    "ScoreOptions",
+    "Scores",
+    "SequenceOptions",
+    "SignedScores",
     "SolveInfo",
     "SumStats",
+    "TrackOptions",
+    "WindowFile",
     "__version__",
     "annotate",
     "build_ld",
+    "estimate_enrichment",
     "example_files",
+    "extract_sequence",
+    "extract_tracks",
     "fit",
+    "fit_rotations",
+    "fit_traits",
     "harmonise",
+    "interpret",
     "ld_score_loss",
     "load_fit",
     "log_likelihood",
     "log_likelihood_and_grad",
     "open_ld",
+    "open_windows",
     "read_annotations",
     "read_harmonised",
+    "read_scores",
+    "read_signed_scores",
     "read_sumstats",
     "solve_ld",
+    "test_direction",
     "write_ld",
 ]
 
 if TYPE_CHECKING:
     from deepwas.annotations import AnnotationOptions, Annotations, annotate, read_annotations
+    from deepwas.annotations.scores import ScoreOptions, Scores, read_scores
+    from deepwas.annotations.signed import SignedScores, read_signed_scores
     from deepwas.demo import example_files
+    from deepwas.direction import Direction, DirectionOptions, test_direction
+    from deepwas.enrichment import Enrichment, estimate_enrichment
     from deepwas.errors import ConvergenceWarning, DataWarning, DeepwasError, InputError
-    from deepwas.fitting import fit
+    from deepwas.fitting import fit, fit_rotations
+    from deepwas.fitting_traits import fit_traits
+    from deepwas.interpretation import Interpretation, InterpretOptions, interpret
     from deepwas.ld import LDBlock, LDOptions, LDStore, build_ld, open_ld
     from deepwas.ld.write import write_ld
     from deepwas.likelihood import SolveInfo, ld_score_loss, log_likelihood, log_likelihood_and_grad
@@ -98,6 +146,14 @@ if TYPE_CHECKING:
     from deepwas.runs import Fit, load_fit
     from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats, read_harmonised, read_sumstats
     from deepwas.sumstats.harmonise import harmonise
+    from deepwas.tracks import (
+        SequenceOptions,
+        TrackOptions,
+        WindowFile,
+        extract_sequence,
+        extract_tracks,
+        open_windows,
+    )
 
 
 def __getattr__(name: str) -> Any:

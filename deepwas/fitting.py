@@ -5,28 +5,27 @@ The inputs are read and checked before anything that computes is imported.
 
 from __future__ import annotations
 
-import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from deepwas import __version__
-from deepwas.annotations import Annotations, read_annotations
+from deepwas.annotations import Annotations
 from deepwas.errors import InputError
 from deepwas.files import read_json, write_json
-from deepwas.ld import LDStore, open_ld
+from deepwas.fit_inputs import FitInputs, read_inputs
+from deepwas.inputs import Windows
+from deepwas.ld import LDStore
 from deepwas.options import FitOptions
 from deepwas.rendezvous import current
-from deepwas.runs import FORMAT, FORMAT_VERSION, RECORD, Fit, check_record, load_fit
-from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats, harmonise, read_harmonised, read_sumstats
-from deepwas.tally import Tally
+from deepwas.runs import RECORD, Fit, check_record, load_fit
+from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats
 
-__all__ = ["fit"]
+__all__ = ["PathLike", "Progress", "claim", "fit", "fit_rotations", "same_run", "tidy"]
 
 Progress = Callable[[str, int, int], None]
 PathLike = str | os.PathLike[str]
@@ -37,73 +36,165 @@ def fit(
     sumstats: HarmonisedSumstats | SumStats | PathLike,
     annotations: Annotations | PathLike | Sequence[PathLike] | None = None,
     *,
+    tracks: Windows | PathLike | None = None,
+    sequence: Windows | PathLike | None = None,
     options: FitOptions | None = None,
     qc: QCOptions | None = None,
     out: PathLike | None = None,
     resume: bool = False,
+    tensorboard: bool = False,
     progress: Progress | None = None,
 ) -> Fit:
-    """Learn a prior: the variance of each variant's effect as a function of its annotations.
+    """Learn a prior: the variance of each variant's effect as a function of what is known about it.
 
-    Model: z | beta ~ N(sqrt(N) R beta, sigma2 R), beta_j ~ N(0, f_j), f_j = exp(network(annotations of j)), per
+    Model: z | beta ~ N(sqrt(N) R beta, sigma2 R), beta_j ~ N(0, f_j), f_j = exp(network(inputs of j)), per
     standardised genotype. The full likelihood of z is maximised over the training blocks, starting from the constant
     prior that is best there; training stops early on the validation blocks; the test blocks are scored once.
 
     ld: an LD store or its path.
     sumstats: a GWAS file, or what `read_sumstats` or `harmonise` returned, or a Parquet file of harmonised z-scores.
-    annotations: a file that `read_annotations` understands, or `Annotations`; may be None for the constant prior.
+    annotations: a file that `read_annotations` understands, or `Annotations`.
+    tracks, sequence: windows around the store's variants for networks that read them: files of `extract_tracks` and
+        `extract_sequence`, or arrays by row of the store, (M, bins, tracks) and (M, 2, bases); see `VariantInputs`.
+        At least one of the three is needed, unless the network is 'constant'.
     options: see `FitOptions`.  qc: quality control when `sumstats` is not harmonised yet.
     out: folder for the run: `run.json`, checkpoints, metrics, the table of variants. None keeps the fit in memory.
-    resume: go on with an interrupted run in `out`, which must have the same inputs and options; a finished one is read.
+    resume: go on with an interrupted run in `out`, which must have the same inputs and options; a finished one is read,
+        as are the finished rotations of one that is not.
+    tensorboard: write metrics for TensorBoard too, into `out`; needs the package tensorboardX.
     progress: called as progress(what, done, total).
 
     Inside `deepwas.parallel.start` every process calls it with the same arguments; process 0 alone writes `out`.
 
     Returns a `Fit`. Raises InputError for input that does not fit together.
     """
-    options = options or FitOptions()
-    if annotations is None and options.network != "constant":
-        raise InputError(f"the {options.network} network needs annotations. Give --annotations, or --network constant.")
-    group = current()
+    with ExitStack() as stack:
+        given = read_inputs(stack, ld, sumstats, annotations, tracks, sequence, options, qc)
+        found = _run(given, out, resume, None, tensorboard, progress)
+        assert found is not None
+        return found
+
+
+def fit_rotations(
+    ld: LDStore | PathLike,
+    sumstats: HarmonisedSumstats | SumStats | PathLike,
+    annotations: Annotations | PathLike | Sequence[PathLike] | None = None,
+    *,
+    rotations: Sequence[int],
+    out: PathLike,
+    tracks: Windows | PathLike | None = None,
+    sequence: Windows | PathLike | None = None,
+    options: FitOptions | None = None,
+    qc: QCOptions | None = None,
+    tensorboard: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Train some rotations of a fit, so that several processes or machines can share its work.
+
+    rotations: which, from 0; with folds='loco' the chromosomes in genome order.
+    out: the run folder that they share, made by whoever is first. Finished rotations are left alone, interrupted ones
+        go on from their checkpoints, and one that another process is at is an InputError.
+    The rest as for `fit`, the same in every call. When all are done, `fit(..., out=out, resume=True)` trains what is
+    missing and puts the run together: to the same result as one call of `fit` from the start.
+    """
+    with ExitStack() as stack:
+        given = read_inputs(stack, ld, sumstats, annotations, tracks, sequence, options, qc)
+        _run(given, out, True, tuple(rotations), tensorboard, progress)
+
+
+def _run(
+    given: FitInputs,
+    out: PathLike | None,
+    resume: bool,
+    rotations: Sequence[int] | None,
+    tensorboard: bool,
+    progress: Progress | None,
+) -> Fit | None:
+    """Run the fit, or some of its rotations, which returns None."""
+    if tensorboard and find_spec("tensorboardX") is None:
+        raise InputError("TensorBoard metrics need the package tensorboardX. Install it: pip install tensorboardX")
+    if tensorboard and out is None:
+        raise InputError("TensorBoard metrics go into the run folder. Give out (--out).")
+    group, record = current(), given.record
     # Of several processes only the first writes; the others follow it.
-    folder = _claim(Path(out), resume) if out is not None and group.first else None
-    store = ld if isinstance(ld, LDStore) else open_ld(ld)
-    trait = _harmonised(sumstats, store, qc)
-    features = _annotated(annotations, store)
-    record = _first_record(store, trait, features, options)
+    folder = claim(Path(out), resume) if out is not None and group.first else None
     fresh = folder is not None and not (folder / RECORD).exists()
     stood = folder is not None and folder.exists()
-    group.agree("what they fit", _contents(record) | {"out": out is None, "resume": resume})
-    finished = folder is not None and not fresh and _same_run(folder, record)
+    said = {"out": out is None, "resume": resume, "rotations": rotations}
+    group.agree("what they fit", _contents(record) | said)
+    finished = folder is not None and not fresh and same_run(folder, record)
     if group.from_first("whether the run is finished", finished):
         assert out is not None
         return load_fit(out)
+    from deepwas.training.job import CACHE, LOCK, Job
+    from deepwas.training.plan import choose_rotations, plan_fit
+
+    plan = plan_fit(given.store, given.trait.frame, given.options)
+    asked = None if rotations is None else choose_rotations(rotations, plan)
     if folder is not None and fresh:
         folder.mkdir(exist_ok=True)
-        write_json(folder / RECORD, record)
-    from deepwas.training.job import Job
-
-    job = Job(store, trait, features, options, folder, record, progress or (lambda *_: None))
+        if not _first_to_write(folder, record):
+            same_run(folder, record)
+    job = Job(
+        given.store,
+        given.trait,
+        given.features,
+        given.options,
+        plan,
+        folder,
+        record,
+        progress or (lambda *_: None),
+        given.tracks,
+        given.sequence,
+        tensorboard,
+    )
     try:
+        if asked is not None:
+            job.run_rotations(asked)
+            return None
         result = job.run()
     except InputError:
         # Only some faults show in training, as a column without values on its variants: then, too, nothing stays.
-        if fresh and folder is not None:
+        # A folder that other processes share is left to them.
+        if fresh and folder is not None and asked is None:
             shutil.rmtree(folder)
             if stood:
                 folder.mkdir()
         raise
     if folder is not None:
         result.save(folder)
-        for checkpoints in folder.glob("rotation_*/checkpoints"):
-            shutil.rmtree(checkpoints)
-        for pattern in ("whitened*.h5", ".*.partial.whitened*.h5"):
-            for cache in folder.glob(pattern):
-                cache.unlink()
+        tidy(folder, CACHE, LOCK)
     return result
 
 
-def _claim(folder: Path, resume: bool) -> Path:
+def tidy(folder: Path, cache: str, lock: str) -> None:
+    """Remove from a finished run what it needed to be resumed."""
+    for checkpoints in folder.glob("rotation_*/**/checkpoints"):
+        shutil.rmtree(checkpoints)
+    stem, suffix = Path(cache).stem, Path(cache).suffix
+    patterns = [f"{stem}*{suffix}", f".*.partial.{stem}*{suffix}", lock, f"rotation_*/{lock}"]
+    for pattern in [*patterns, "rotation_*/outcome.json", "rotation_*/log_f.npy"]:
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def _first_to_write(folder: Path, record: dict[str, Any]) -> bool:
+    """Write the first record, whole, unless another process has; whether this one was the first."""
+    beside = folder / f".{secrets.token_hex(4)}.partial.{RECORD}"
+    try:
+        write_json(beside, record)
+        try:
+            os.link(beside, folder / RECORD)
+        except FileExistsError:
+            return False
+        except OSError:  # no hard links here
+            os.replace(beside, folder / RECORD)
+        return True
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def claim(folder: Path, resume: bool) -> Path:
     """The run folder, which must be new, empty, or resumed."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; the run needs a folder. Give another name.")
@@ -120,117 +211,20 @@ def _claim(folder: Path, resume: bool) -> Path:
     return folder
 
 
-def _harmonised(given: Any, store: LDStore, qc: QCOptions | None) -> HarmonisedSumstats:
-    if isinstance(given, str | os.PathLike):
-        path = Path(given)
-        given = read_harmonised(path, expected_checksum=store.checksum) if _is_parquet(path) else read_sumstats(path)
-    if isinstance(given, SumStats):
-        return harmonise(
-            given,
-            store.variants,
-            n_panel=store.n_samples,
-            options=qc or QCOptions(),
-            genome_build=store.genome_build,
-            store_checksum=store.checksum,
-        )
-    if not isinstance(given, HarmonisedSumstats):
-        raise InputError(
-            f"sumstats is a {type(given).__name__}: give a file, or what read_sumstats or harmonise returns."
-        )
-    if given.store_checksum not in (None, store.checksum) or given.n_store != store.n_variants:
-        raise InputError(
-            f"{given.source}: harmonised against another LD store than {store.path}. Harmonise it against this one."
-        )
-    if qc is not None:
-        raise InputError(
-            f"{given.source}: already harmonised, so quality-control options cannot apply. Leave them out."
-        )
-    return given
-
-
-def _is_parquet(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with open(path, "rb") as handle:
-        return handle.read(4) == b"PAR1"
-
-
-def _annotated(given: Any, store: LDStore) -> Annotations | None:
-    if given is None:
-        return None
-    found = given if isinstance(given, Annotations) else read_annotations(given, store.variants)
-    if not found.names:
-        raise InputError("the annotations hold no column that varies.")
-    if found.variants.height != store.n_variants or not found.variants["SNP"].equals(store.variants["SNP"]):
-        raise InputError(f"the annotations are not those of the variants of {store.path}. Annotate this store.")
-    return found
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _first_record(
-    store: LDStore, trait: HarmonisedSumstats, features: Annotations | None, options: FitOptions
-) -> dict[str, Any]:
-    """What is known before training: `run.json` while the run is under way."""
-    frame = trait.frame
-    tally = Tally()
-    tally.extend(trait.tally)
-    inputs: dict[str, Any] = {
-        "ld": {
-            "file": store.path.name,
-            "checksum": store.checksum,
-            "genome_build": store.genome_build,
-            "n_samples": store.n_samples,
-        },
-        "sumstats": {
-            "file": trait.source,
-            "sha256": trait.source_sha256,
-            "format": trait.source_format,
-            "build": trait.build,
-            "match": trait.match,
-            "qc": trait.options,
-            "content": _digest(*(frame[c].to_numpy() for c in ("VARIANT", "Z", "N"))),
-        },
-        "annotations": None,
-    }
-    if features is not None:
-        tally.extend(features.tally)
-        inputs["annotations"] = {
-            "names": list(features.names),
-            "sources": features.sources,
-            "files": [{"name": Path(name).name, "sha256": checksum} for name, checksum in features.files.items()],
-            "content": _digest(features.values),
-        }
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "deepwas_version": __version__,
-        "status": "running",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "options": options.as_dict(),
-        "inputs": inputs,
-        "counts": tally.as_list(),
-    }
-
-
 def _contents(record: dict[str, Any]) -> dict[str, Any]:
     """Version, options and inputs of a run, flat."""
     inputs = {f"{part}: {name}": value for part, x in record["inputs"].items() if x for name, value in x.items()}
     return {"deepwas_version": record["deepwas_version"], **record["options"], **inputs}
 
 
-def _same_run(folder: Path, record: dict[str, Any]) -> bool:
+def same_run(folder: Path, record: dict[str, Any]) -> bool:
     """Whether the run in `folder` is finished; InputError if it is another run than `record` describes."""
     found = read_json(folder / RECORD, "the record of a run")
     check_record(found, folder)
-    for part in ("options", "inputs"):
+    known = FitOptions.of_record(found["options"]).as_dict()  # it may be older than some options
+    for part, before_now in (("options", known), ("inputs", found["inputs"])):
         for name, value in record[part].items():
-            before = found[part].get(name)
+            before = before_now.get(name)
             if before != value and name != "memory":  # how much is held changes no result
                 raise InputError(
                     f"{folder}: cannot resume, {part}: {name} differs: the run has {_short(before)}, now "

@@ -8,6 +8,7 @@ start < p <= end.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 
 import polars as pl
 
@@ -17,6 +18,24 @@ from deepwas.tables import numeric_column, read_delimited
 _SPECIAL = {"23": "X", "24": "Y", "25": "X", "26": "MT", "M": "MT", "XY": "X", "PAR1": "X", "PAR2": "X"}
 CHROMOSOMES = (*map(str, range(1, 23)), "X", "Y", "MT")
 BUILDS = {"GRCh37": ("grch37", "hg19", "b37", "37", "19"), "GRCh38": ("grch38", "hg38", "b38", "38")}
+
+# Bases of the chromosomes 1 to 22, X, Y of each build, as its assembly report states them. The mitochondrion tells no
+# build: UCSC's hg19 has another one than GRCh37, which has that of GRCh38.
+CHROMOSOME_LENGTHS: dict[str, dict[str, int]] = {
+    build: dict(zip(CHROMOSOMES, lengths, strict=False))
+    for build, lengths in {
+        "GRCh37": (
+            *(249_250_621, 243_199_373, 198_022_430, 191_154_276, 180_915_260, 171_115_067, 159_138_663, 146_364_022),
+            *(141_213_431, 135_534_747, 135_006_516, 133_851_895, 115_169_878, 107_349_540, 102_531_392, 90_354_753),
+            *(81_195_210, 78_077_248, 59_128_983, 63_025_520, 48_129_895, 51_304_566, 155_270_560, 59_373_566),
+        ),
+        "GRCh38": (
+            *(248_956_422, 242_193_529, 198_295_559, 190_214_555, 181_538_259, 170_805_979, 159_345_973, 145_138_636),
+            *(138_394_717, 133_797_422, 135_086_622, 133_275_309, 114_364_328, 107_043_718, 101_991_189, 90_338_345),
+            *(83_257_441, 80_373_285, 58_617_616, 64_444_167, 46_709_983, 50_818_468, 156_040_895, 57_227_415),
+        ),
+    }.items()
+}
 
 
 def normalise_chromosome(column: str | pl.Expr) -> pl.Expr:
@@ -47,6 +66,44 @@ def parse_build(name: str) -> str:
         if wanted in aliases:
             return build
     raise InputError(f"genome build {name!r} is not known. Give GRCh37 (hg19) or GRCh38 (hg38).")
+
+
+def chromosome_names(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, str]:
+    """Of the sequences that a file names, those that are chromosomes: '1' -> its name in the file, 'chr1' or '1'."""
+    given = list(names)
+    found: dict[str, str] = {}
+    for plain, name in zip(normalise_chromosomes(pl.Series(given, dtype=pl.String)), given, strict=True):
+        if plain not in CHROMOSOMES:
+            continue
+        if plain in found:
+            raise InputError(
+                f"{path}: chromosome {plain} is there twice, as {found[plain]} and {name}. Keep one of them."
+            )
+        found[plain] = name
+    return found
+
+
+def require_build(path: str | os.PathLike[str], lengths: Mapping[str, int], build: str) -> None:
+    """InputError unless the chromosomes of a file are as long as those of the build; it names the build they are of.
+
+    lengths: bases of chromosomes by plain name. Those of which no length is known are not compared.
+    """
+    known = CHROMOSOME_LENGTHS[build]
+    wrong = [name for name in lengths if name in known and lengths[name] != known[name]]
+    if not wrong:
+        return
+    for other, table in CHROMOSOME_LENGTHS.items():
+        if all(lengths[name] == table[name] for name in lengths if name in table):
+            raise InputError(
+                f"{path}: its chromosomes have the lengths of {other}, the LD store is on {build}. "
+                f"Give this file on {build}."
+            )
+    first = wrong[0]
+    raise InputError(
+        f"{path}: chromosome {first} has {lengths[first]:,} bases, not {known[first]:,} as on {build}, the LD store's "
+        f"({len(wrong)} chromosomes differ; their lengths are not those of another known build either). "
+        f"Give a file on {build}, or --no-check-build for a genome of your own."
+    )
 
 
 def read_intervals(path: str | os.PathLike[str], *, names: tuple[str, ...] = ()) -> pl.DataFrame:

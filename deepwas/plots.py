@@ -171,7 +171,7 @@ def plot_responses(fits: Mapping[str, Fit], annotations: Annotations, path: Path
         if len(np.unique(present)) <= 3:
             grid = np.unique(present)
         for colour, (label, fit) in zip((_OTHER, _PRIOR, _GENE, _INK), fits.items(), strict=False):
-            curves = _partial_dependence(fit, sample, j, grid)
+            curves = partial_dependence(fit, sample, j, grid)
             for curve in curves:
                 axis.plot(grid, curve, color=colour, lw=0.5, alpha=0.5)
             axis.plot(grid, np.exp(np.log(curves).mean(axis=0)), color=colour, lw=2, label=label, marker="o", ms=2)
@@ -201,7 +201,7 @@ def plot_responses(fits: Mapping[str, Fit], annotations: Annotations, path: Path
     _save(figure, path)
 
 
-def _partial_dependence(
+def partial_dependence(
     fit: Fit, sample: NDArray[np.float32], column: int, grid: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Mean effect variance at each grid value over that of the sample as it is, (networks, grid)."""
@@ -211,7 +211,8 @@ def _partial_dependence(
     stacked = np.repeat(sample[None], len(grid), axis=0)
     stacked[:, :, column] = grid[:, None]
     out = []
-    for network, standardiser in zip(fit.networks, fit.standardisers, strict=True):
+    pairs: Any = zip(fit.networks, fit.standardisers, strict=True)
+    for network, standardiser in pairs:
         if network is None or standardiser is None:
             out.append(np.ones(len(grid)))
             continue

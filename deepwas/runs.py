@@ -14,7 +14,7 @@ import polars as pl
 from deepwas.annotations import Annotations, Standardiser
 from deepwas.errors import InputError
 from deepwas.files import atomic_path, read_json, require_parent, sha256, write_json, write_text
-from deepwas.inputs import InputSizes, VariantInputs
+from deepwas.inputs import InputSizes, VariantInputs, Windows
 from deepwas.options import FitOptions
 from deepwas.specs import validate_json, validate_table
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flax import nnx
     from numpy.typing import NDArray
 
-__all__ = ["Fit", "check_record", "load_fit"]
+__all__ = ["Fit", "check_record", "load_fit", "sizes_of"]
 
 FORMAT = "deepwas-run"
 FORMAT_VERSION = 1
@@ -58,7 +58,7 @@ class Fit:
     @property
     def options(self) -> FitOptions:
         """The options of the fit."""
-        return FitOptions.from_dict(self.record["options"])
+        return FitOptions.of_record(self.record["options"])
 
     @property
     def cross_fitted(self) -> bool:
@@ -120,23 +120,67 @@ class Fit:
             write_json(self.folder / RECORD, self.record)
         return note
 
-    def predict(self, annotations: Annotations) -> NDArray[np.float64]:
-        """Effect variance of any variants, (M,), from their annotations, by the first (plain) network.
+    def inputs(
+        self,
+        annotations: Annotations | None = None,
+        *,
+        tracks: Windows | None = None,
+        sequence: Windows | None = None,
+        frequencies: NDArray[np.floating] | None = None,
+        rotation: int = 0,
+    ) -> VariantInputs:
+        """What a rotation's network reads of any M variants: the kinds of input that the fit was given, no others.
 
         annotations: what `read_annotations` or `annotate` returns, with the columns the fit was given, in their order.
+        tracks, sequence: windows as `deepwas.tracks.open_windows` gives them, or arrays; see `VariantInputs`.
+        frequencies: (M,) of either allele, for a prior with `maf_alpha`.
         """
-        from deepwas.networks import predict_log_variance
-
-        if not isinstance(annotations, Annotations):
+        if annotations is not None and not isinstance(annotations, Annotations):
             raise InputError(
                 f"annotations is a {type(annotations).__name__}: give deepwas.read_annotations(file, store.variants)."
             )
+        content, standardiser = self.record["rotations"][rotation]["network"], self.standardisers[rotation]
+        given = {"annotations": annotations, "tracks": tracks, "sequence": sequence}
+        given |= {"frequencies": None if frequencies is None else np.asarray(frequencies)}
+        lengths = {name: x.variants.height if name == "annotations" else x.shape[0] for name, x in _given(given)}
+        if not lengths or len(set(lengths.values())) > 1:
+            said = ", ".join(f"{name} {count:,}" for name, count in lengths.items()) or "none"
+            raise InputError(f"the inputs must be of the same variants; numbers of variants: {said}.")
+        (count,) = set(lengths.values())
+        values = np.zeros((count, 0), np.float32)
+        if standardiser is not None and annotations is not None:
+            values = standardiser.transform(annotations)
+        het = None
+        if frequencies is not None:
+            q = np.asarray(frequencies, np.float64)
+            if not ((q > 0) & (q < 1)).all():
+                raise InputError("frequencies must be between 0 and 1, for every variant.")
+            het = np.log(2 * q * (1 - q)).astype(np.float32)
+        found = VariantInputs(values, het, tracks, sequence)
+        if content is not None and found.sizes != sizes_of(content):
+            raise InputError(
+                f"the network was fitted to {sizes_of(content)}; given are {found.sizes}. Give the inputs that the fit "
+                "had: annotations, tracks=, sequence=, and frequencies= with maf_alpha."
+            )
+        return found
 
-        network, standardiser = self.networks[0], self.standardisers[0]
-        if network is None or standardiser is None:
+    def predict(
+        self,
+        annotations: Annotations | None = None,
+        *,
+        tracks: Windows | None = None,
+        sequence: Windows | None = None,
+        frequencies: NDArray[np.floating] | None = None,
+    ) -> NDArray[np.float64]:
+        """Effect variance of any variants, (M,), from their inputs (see `inputs`), by the first (plain) network."""
+        from deepwas.networks import predict_log_variance
+
+        found = self.inputs(annotations, tracks=tracks, sequence=sequence, frequencies=frequencies)
+        network: Any = self.networks[0]
+        if network is None:
             constant = self.record["rotations"][0]["constant"]["log_effect_variance"]
-            return np.full(annotations.variants.height, np.exp(constant))
-        return np.exp(predict_log_variance(network, VariantInputs(standardiser.transform(annotations)))[:, 0])
+            return np.full(len(found), np.exp(constant))
+        return np.exp(predict_log_variance(network, found)[:, 0])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the run folder; `run.json` last, so that a folder with a complete record is complete."""
@@ -147,13 +191,13 @@ class Fit:
             self.variants.write_parquet(temporary)
         write_text(target / BLOCKS, self.block_table().write_csv())
         if any(network is not None for network in self.networks):
-            from flax import nnx
-
-            from deepwas.training.checkpoints import save_tree
+            from deepwas.training.ensemble import save_network
 
             for r, network in enumerate(self.networks):
-                (target / f"rotation_{r}").mkdir(exist_ok=True)
-                save_tree(target / f"rotation_{r}" / "network", nnx.to_pure_dict(nnx.state(network)))
+                folder = target / f"rotation_{r}"
+                # A run's own folder has the networks since their rotations were finished.
+                if network is not None and not (target == self.folder and (folder / "network").is_dir()):
+                    save_network(folder, network)
         write_json(target / RECORD, self.record)
         self.folder = target
 
@@ -213,27 +257,30 @@ def load_fit(folder: str | os.PathLike[str]) -> Fit:
             f"{target / VARIANTS}: {variants.height:,} rows, the record says "
             f"{record['size']['variants_modelled']:,}. Run the fit again."
         )
+    options = FitOptions.of_record(record["options"])
     networks: list[nnx.Module | None] = []
     standardisers: list[Standardiser | None] = []
     for r, rotation in enumerate(record["rotations"]):
-        networks.append(_load_network(record, rotation["network"], target / f"rotation_{r}" / "network"))
         content = rotation["network"]
-        standardisers.append(None if content is None else Standardiser.from_dict(content["standardiser"]))
+        if content is None:
+            networks.append(None)
+            standardisers.append(None)
+            continue
+        from deepwas.training.ensemble import load_network
+
+        networks.append(load_network(target / f"rotation_{r}", options, content))
+        given = content["standardiser"]
+        standardisers.append(None if given is None else Standardiser.from_dict(given))
     return Fit(record, variants, networks, standardisers, target)
 
 
-def _load_network(record: dict[str, Any], content: dict[str, Any] | None, folder: Path) -> nnx.Module | None:
-    if content is None:
-        return None
-    from flax import nnx
+def sizes_of(content: dict[str, Any]) -> InputSizes:
+    """What the network of a rotation's record was built for; older records tell its annotations alone."""
+    if "sizes" not in content:
+        return InputSizes(len(content["inputs"]))
+    sizes = content["sizes"]
+    return InputSizes(**(sizes | {"tracks": None if sizes["tracks"] is None else tuple(sizes["tracks"])}))
 
-    from deepwas.networks import make_network
-    from deepwas.training.checkpoints import load_tree
 
-    options = FitOptions.from_dict(record["options"])
-    network = make_network(options, InputSizes(len(content["inputs"])), content["log_base"])
-    if not folder.is_dir():
-        raise InputError(f"{folder}: missing. The run folder is incomplete: run the fit again.")
-    graph, state = nnx.split(network)
-    nnx.replace_by_pure_dict(state, load_tree(folder, nnx.to_pure_dict(state)))
-    return nnx.merge(graph, state)
+def _given(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, x) for name, x in values.items() if x is not None]

@@ -21,9 +21,10 @@ def _kind(record: Mapping[str, Any]) -> str:
 def fits_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     """One row a fit: variants, SNP heritability with standard error, noise, held-out gain with standard error, seconds.
 
-    records: the content of `run.json` by the name to show. SNP heritability is the sum of the prior, plain and
-    cross-fitted; the constant prior's is its maximum-likelihood estimate on all blocks. `scale` is the factor on the
-    whole cross-fitted (or plain) prior that fits best, where the standard error is that of the scale, times h2.
+    records: the content of `run.json` by the name to show. A row says whether its figures are those of the cross-fitted
+    prior or of the plain one, the first network's for all variants, whose heritability has a column of its own. SNP
+    heritability is the sum of the prior; the constant prior's is its maximum-likelihood estimate on all blocks. `scale`
+    is the factor on the row's whole prior that fits best; the standard error is that of the scale, times h2.
     """
     table = Table(title="Priors fitted (standard errors in brackets: block jackknife; gains: over blocks)")
     table.title_justify = "left"
@@ -31,7 +32,7 @@ def fits_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
     for name in (
         "variants scored / modelled",
         "SNP heritability",
-        "plain",
+        "if not cross-fitted",
         "scale",
         "noise",
         "held-out gain, nats",
@@ -43,11 +44,12 @@ def fits_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
         size, kind = record["size"], _kind(record)
         h2, plain, held = record["heritability"][kind], record["heritability"]["plain"], record["held_out"][kind]
         scale, gain = f"{h2['scale']:.2f}", _with_error(held["gain"], held["standard_error"], 1)
+        of = "cross-fitted" if kind == "cross_fitted" else "not cross-fitted"
         if record["options"]["network"] == "constant":
             h2 = plain = record["heritability"]["constant"]
-            scale, gain = "1", "0 (reference)"
+            scale, gain, of = "1", "0 (reference)", "all blocks"
         table.add_row(
-            name,
+            f"{name} ({of})",
             f"{size['variants_scored']:,} / {size['variants_modelled']:,}",
             _with_error(h2["h2"], h2["standard_error"], 5),
             _with_error(plain["h2"], plain["standard_error"], 5),

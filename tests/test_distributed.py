@@ -62,7 +62,10 @@ def inputs(tmp_path_factory):
     """A small problem, as the files that `deepwas fit` takes."""
     folder = tmp_path_factory.mktemp("problem")
     problem = write_problem(folder, variants=240, people=300)
-    options = deepwas.LDOptions(build="GRCh37", min_block=20, max_block=60, eigenvalue_floor=0.05)
+    # Blocks of one size: one shape to compile in each of many processes; the trainer's test above has two.
+    rows = [f"{c}\t{p}\t{p + 40_000}\n" for c in range(1, 5) for p in range(999_999, 1_239_000, 40_000)]
+    (folder / "blocks.bed").write_text("".join(rows))
+    options = deepwas.LDOptions(build="GRCh37", blocks=folder / "blocks.bed", eigenvalue_floor=0.05)
     with deepwas.build_ld(problem.genotypes, folder / "ld.h5", options) as store:
         z = deepwas.harmonise(
             deepwas.read_sumstats(problem.sumstats),

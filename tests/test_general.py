@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import cache, partial
 
 import jax
@@ -186,14 +184,14 @@ def test_sixteen_probes_give_a_useful_gradient():
             wanted = np.diag(np.linalg.inv(np.linalg.inv(R) + c * np.eye(M)))
             data = (R @ np.linalg.solve(dense.covariance(t), t.z)) ** 2
             estimates = []
-            for seed in range(30):
+            for seed in range(20):
                 _, d_f = operator_log_likelihood_and_grad(
                     ld, t.z, t.f, sample_size=1e4, solver="cg", key=jax.random.key(seed)
                 )
                 estimates.append(data - 2 * np.asarray(d_f) / 1e4)
             errors = np.linalg.norm(np.array(estimates) - wanted, axis=1) / np.linalg.norm(wanted)
             assert errors.mean() < bound, (kind, c, errors.mean())
-            far = np.abs(np.mean(estimates, axis=0) - wanted) / (np.std(estimates, axis=0) / np.sqrt(30))
+            far = np.abs(np.mean(estimates, axis=0) - wanted) / (np.std(estimates, axis=0) / np.sqrt(20))
             assert np.mean(far**2) < 2, (kind, c)
 
 
@@ -389,8 +387,3 @@ def test_the_determinant_of_a_sparse_precision():
     assert float(found.log_det) == pytest.approx(np.linalg.slogdet(P)[1], rel=1e-10)
     np.testing.assert_allclose(found.diagonal, np.diagonal(P), rtol=1e-12)
     np.testing.assert_allclose(found.operator.to_dense(), P, atol=1e-12)
-
-
-def test_cola_is_imported_only_with_an_operator():
-    code = "import sys, deepwas.likelihood.general; sys.exit('cola' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,6 +14,7 @@ from deepwas.inputs import InputSizes, VariantInputs
 from deepwas.network_options import NetworkOptions
 from deepwas.networks import make_network
 from deepwas.training import loop
+from deepwas.training import steps as steps_
 from deepwas.training.source import BlockSource
 from tests.test_training import trait_blocks
 
@@ -25,17 +26,18 @@ def test_beyond_cholesky_by_cg_and_by_cholesky_again_where_that_fails(steps, mon
     trainer = loop.Trainer(BlockSource(blocks), FitOptions(hidden=(4,), batch_blocks=2), n_panel=1000)
     point = loop.Point.of(make_network(NetworkOptions("mlp", (4,)), InputSizes(2), np.log(1e-4)), 0.0)
     # A network starts as the constant prior, which needs one step: this one has learned something.
-    point = point._replace(parameters=jax.tree.map(lambda x: x + 0.7, point.parameters) | {"log_noise": jnp.float32(0)})
+    moved = jax.tree.map(lambda x: x + 0.7, point.parameters) | {"log_noise": jnp.zeros(1, jnp.float32)}
+    point = point._replace(parameters=moved)
     which = np.array([3, 0, 1, 2])
     exact = trainer.log_likelihood(point, features, which)
     used = []
-    original = loop.likelihood_terms
+    original = steps_.likelihood_terms
 
     def watched(bucket, f, noise, key, solve):
         used.append(solve.solver)
         return original(bucket, f, noise, key, solve)
 
-    monkeypatch.setattr(loop, "likelihood_terms", watched)
+    monkeypatch.setattr(steps_, "likelihood_terms", watched)
     monkeypatch.setattr(loop, "_EXACT_UP_TO", 0)
     monkeypatch.setattr(loop, "_EVALUATION", replace(loop._EVALUATION, max_steps=steps))
     trainer = loop.Trainer(BlockSource(blocks), FitOptions(hidden=(4,), batch_blocks=2), n_panel=1000)

@@ -98,7 +98,22 @@ def test_help_and_wrong_arguments_do_not_wait_for_jax(tmp_path):
     here.write_text("some text\n")
     present, out = str(here), str(tmp_path / "out")
     parquet = out + ".parquet"
-    single = ("sumstats", "annotate", "fit", "priors", "demo", "doctor")
+    single = (
+        *(
+            "sumstats",
+            "annotate",
+            "scores",
+            "tracks",
+            "sequence",
+            "fit",
+            "fit-traits",
+            "priors",
+            "direction",
+            "enrich",
+            "interpret",
+        ),
+        *("demo", "doctor"),
+    )
     names = (["ld"], ["ld", "build"], ["ld", "info"], *([name] for name in single))
     helps = [["--help"], ["--version"], *([*name, "--help"] for name in names)]
     fit = ["fit", "--ld", present, "--sumstats", present, "--annotations", present, "--out", out]
@@ -135,6 +150,12 @@ def test_help_and_wrong_arguments_do_not_wait_for_jax(tmp_path):
         ["priors", gone, "--out", out + ".tsv"],
         ["priors", str(tmp_path), "--out", out + ".tsv"],
         ["priors", str(tmp_path), "--out", out + ".parquet"],
+        ["scores", "--ld", gone, "--scores", present, "--out", parquet],
+        ["direction", gone, "--ld", present, "--scores", present, "--out", out],
+        ["tracks", "--ld", present, "--out", out],
+        ["fit-traits", "--ld", present, "--sumstats", present, "--out", out],
+        ["fit-traits", "--ld", present, "--sumstats", f"a={gone}", "--out", out],
+        ["sequence", "--ld", present, "--fasta", gone, "--out", out],
         ["demo", "--out", present],
         ["demo", "--out", str(tmp_path / "no" / "folder")],
         ["demo", "--seed", "-1"],

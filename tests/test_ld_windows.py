@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import h5py
@@ -12,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from deepwas import InputError, LDBlock, log_likelihood
+from deepwas import DataWarning, InputError, LDBlock, log_likelihood
 from deepwas.cli.ld import app
+from deepwas.genotypes import open_plink
 from deepwas.ld import LDOptions, build_ld, layout, open_ld, report, write_ld
-from deepwas.ld.plan import sliding_windows
+from deepwas.ld.plan import plan_blocks, sliding_windows
+from deepwas.tally import Tally
 from tests import dense
 from tests.test_ld_store import chain, dense_correlation, write_panel
 
@@ -385,3 +388,61 @@ def test_command_line_builds_windows(tmp_path):
     told = CliRunner().invoke(app, ["info", str(out), "--verify", "--plot", str(tmp_path / "ld.png")])
     assert told.exit_code == 0, told.output
     assert "blocks          9 of 10 to 20 variants, with flanks" in told.output
+    assert "windows         60,000 base pairs, a step of 20,000: flanks of 20,000 on both sides" in told.output
+
+
+def unlinked(folder: Path, m: int) -> str:
+    return write_panel(folder, np.random.default_rng(0).integers(0, 3, (50, m)).astype(float))
+
+
+SMALL_WINDOWS = (
+    r"windows of 3,000 base pairs every 1,000: 40 LD blocks score 1 variant\(s\) each \(median\), "
+    r"among 3 candidates\. LD beyond 1,000 base pairs is lost, and all blocks together hold 3\.0 times the variants\. "
+    r"Both are in base pairs"
+)
+SMALL_BLOCKS = r"blocks of 1 to 9 variants: .* LD between blocks is lost.*--max-block 800"
+WHOLE_CHROMOSOME = (
+    r"LD block 0 \(chromosome 1, from rs0 on\) scores 10,100 of the 10,100 variants\. .* only those above 404 are "
+    r"kept\. Both are in base pairs: --window 3e6 --step 1e6"
+)
+
+
+@pytest.mark.parametrize(
+    ("m", "options", "message"),
+    [
+        (40, {"window": 3e3, "step": 1e3}, SMALL_WINDOWS),
+        (99, {"min_block": 1, "max_block": 9}, SMALL_BLOCKS),
+        (10_100, {"window": 1e9, "step": 1e9}, WHOLE_CHROMOSOME),
+    ],
+)
+def test_absurd_sizes_of_blocks_are_said_before_the_work(tmp_path, monkeypatch, m, options, message):
+    panel = open_plink(unlinked(tmp_path, m))
+    with pytest.warns(DataWarning, match=message):
+        plan = plan_blocks(panel, LDOptions("GRCh38", min_maf=0, **options), Tally())
+    assert plan.ranges[:, 3].max() == m
+    if m == 40:
+        command = ["build", "--genotypes", str(tmp_path / "panel"), "--out", str(tmp_path / "ld.h5"), "--build", "hg38"]
+        flags = ["--window", "3e3", "--step", "1e3", "--min-maf", "0"]
+        made = CliRunner().invoke(app, [*command, *flags, "--eigenvalue-floor", "0"])
+        assert made.exit_code == 0, made.output
+        said = " ".join(made.output.split())
+        assert re.search(f"warning: .*{message}", said)
+        assert said.index("warning:") < said.index("variants decomposed: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"), [({"min_block": 20, "max_block": 45}, 2), ({"window": 6e4, "step": 2e4}, 1)]
+)
+def test_progress_counts_the_variants_of_every_pass(tmp_path, options, passes):
+    seen = []
+    build_ld(
+        panel_of(tmp_path, 120),
+        tmp_path / "ld.h5",
+        LDOptions("GRCh38", **options),
+        progress=lambda done, total: seen.append((done, total)),
+    ).close()
+    assert {total for _, total in seen} == {passes * M}
+    done = [x for x, _ in seen]
+    assert done == sorted(done)
+    assert done[-1] == passes * M
+    assert passes == 1 or M in done

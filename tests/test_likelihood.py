@@ -14,10 +14,12 @@ from deepwas.likelihood import Factor, cg_log_density, choose_solver, exact_log_
 from tests import dense
 
 CASES = [
-    *((kind, m, subset) for kind in ("ar1", "panel", "duplicates") for m in (2, 50, 300) for subset in (False, True)),
+    *((kind, m, subset) for kind in ("ar1", "panel", "duplicates") for m in (2, 50) for subset in (False, True)),
+    ("ar1", 300, False),
+    ("panel", 300, True),
     ("independent", 50, False),
     ("independent", 1, False),
-    pytest.param("panel", 2000, True, marks=pytest.mark.slow),
+    pytest.param("panel", 1500, True, marks=pytest.mark.slow),
 ]
 
 
@@ -119,13 +121,12 @@ def test_quadrature_and_standard_error_are_those_of_the_dense_matrix_over_many_k
 def test_constant_prior_is_solved_exactly_in_one_step(kind, noise):
     block, R, rng = make(kind, 50)
     trait = dense.simulated_trait(R, rng, noise=noise)._replace(f=np.full(50, 0.01))
-    value, info = value_of(block, trait, solver="cg", info=True)
+    value, gradient, d_noise, info = log_likelihood_and_grad(
+        block, trait.z, trait.f, sample_size=1e4, noise=noise, solver="cg", with_noise=True, info=True
+    )
     assert info.steps == 1
     assert info.converged
     assert float(value) == pytest.approx(dense.log_density(block.whitener, trait), rel=1e-10)
-    _, gradient, d_noise = log_likelihood_and_grad(
-        block, trait.z, trait.f, sample_size=1e4, noise=noise, solver="cg", with_noise=True
-    )
     expected = dense.textbook_gradient(block.whitener, trait)
     np.testing.assert_allclose(gradient, expected[0], rtol=1e-7, atol=1e-7 * np.abs(expected[0]).max())
     assert float(d_noise) == pytest.approx(expected[1], rel=1e-8)
@@ -137,15 +138,14 @@ def test_no_effects_and_no_signal(solver, kind):
     block, _, rng = make(kind, 50)
     z = np.zeros(50)
     f = np.zeros(50)
-    value, info = log_likelihood(block, z, f, sample_size=1e4, noise=2.0, solver=solver, info=True)
+    value, gradient, info = log_likelihood_and_grad(block, z, f, sample_size=1e4, noise=2.0, solver=solver, info=True)
     assert info.converged
     assert float(value) == pytest.approx(-block.k * np.log(2 * np.pi * 2.0) / 2, rel=1e-12)
+    np.testing.assert_allclose(gradient, -0.25 * 1e4 * (block.factor**2).sum(axis=0), rtol=1e-9)
     z = rng.standard_normal(50)
-    value = log_likelihood(block, z, f, sample_size=1e4, noise=2.0, solver=solver)
+    value, _ = log_likelihood_and_grad(block, z, f, sample_size=1e4, noise=2.0, solver=solver)
     y = block.whiten(z)
     assert float(value) == pytest.approx(-(block.k * np.log(4 * np.pi) + y @ y / 2) / 2, rel=1e-12)
-    _, gradient = log_likelihood_and_grad(block, 0 * z, f, sample_size=1e4, solver=solver)
-    np.testing.assert_allclose(gradient, -0.5 * 1e4 * (block.factor**2).sum(axis=0), rtol=1e-9)
 
 
 def test_determinant_below_one_keeps_its_sign():
@@ -187,11 +187,11 @@ def test_a_solve_that_stops_early_warns_and_names_the_remedy():
     with pytest.warns(
         ConvergenceWarning, match=r"k = 60, m = 60.*after 2 steps.*solver='cholesky', or raise max_steps"
     ):
-        _, info = value_of(block, trait, solver="cg", max_steps=2, info=True)
+        _, info = value_of(block, trait, solver="cg", max_steps=2, rank=0, info=True)
     assert not info.converged
     assert info.steps == 2
     with pytest.warns(ConvergenceWarning, match="after 2 steps"):
-        log_likelihood_and_grad(block, trait.z, trait.f, sample_size=1e5, solver="cg", max_steps=2)
+        log_likelihood_and_grad(block, trait.z, trait.f, sample_size=1e5, solver="cg", max_steps=2, rank=0)
 
 
 def test_a_traced_solve_warns_when_the_program_runs():

@@ -22,12 +22,6 @@ def made(name, log_base, *, hidden=(8,), seed=0):
     return make_network(NetworkOptions(name, hidden), INPUTS.sizes, log_base, seed=seed)
 
 
-@pytest.mark.parametrize("name", ["linear", "softplus", "mlp"])
-def test_every_network_starts_as_the_constant_prior(name):
-    network = made(name, -14.5, hidden=(8, 4), seed=3)
-    np.testing.assert_allclose(predict_log_variance(network, INPUTS)[:, 0], -14.5, atol=1e-6)
-
-
 def test_links_are_as_written():
     for name in ("linear", "softplus"):
         network = made(name, -10.0)
@@ -93,5 +87,5 @@ def test_options_check_themselves(wrong, message):
 def test_options_survive_json():
     options = FitOptions(hidden=(7, 3), noise=1.0, network="softplus")
     assert FitOptions.from_dict(options.as_dict()) == options
-    with pytest.raises(InputError, match="unknown option depth"):
-        FitOptions.from_dict(options.as_dict() | {"depth": 3})
+    with pytest.raises(InputError, match="unknown option trees"):
+        FitOptions.from_dict(options.as_dict() | {"trees": 3})

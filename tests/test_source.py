@@ -22,8 +22,9 @@ from deepwas.ld import write_ld
 from deepwas.likelihood.factor import Factor, encode_factor
 from deepwas.network_options import NetworkOptions
 from deepwas.networks import make_network
-from deepwas.training.loop import Point, Trainer, _State
+from deepwas.training.loop import Point, Trainer
 from deepwas.training.source import BlockSource, Minibatch, prefetch
+from deepwas.training.state import State
 from deepwas.training.trait import TraitBlock, open_trait
 from tests.test_training import trait_blocks
 
@@ -122,9 +123,9 @@ def test_batches_hold_each_block_and_nothing_else(blocks, features, way, dtype):
     plan = plan_of(source)
     seen = 0
     with closing(source.batches(plan, features)) as stream:
-        for expected, (item, (bucket, inputs, weight)) in zip(plan, stream, strict=True):
+        for expected, (item, (bucket, inputs, weight, trait)) in zip(plan, stream, strict=True):
             assert item is expected
-            assert all(isinstance(x, jax.Array) for x in jax.tree.leaves((bucket, inputs, weight)))
+            assert all(isinstance(x, jax.Array) for x in jax.tree.leaves((bucket, inputs, weight, trait)))
             np.testing.assert_array_equal(weight, item.weight)
             np.testing.assert_array_equal(bucket.member, item.members)
             assert bucket.shape == source.shapes[item.bucket]
@@ -328,8 +329,8 @@ def test_streaming_trains_to_the_same_bits_and_resumes_exactly(blocks, features,
             raise KeyboardInterrupt
 
     found, tables = {}, {}
-    for way, how in WAYS.items():
-        trainer = Trainer(BlockSource(Lazy(blocks), max_shapes=2, **how), OPTIONS, n_panel=500)
+    for way in ("host", "stream"):  # the device holds the same arrays: see above
+        trainer = Trainer(BlockSource(Lazy(blocks), max_shapes=2, **WAYS[way]), OPTIONS, n_panel=500)
         if way == "stream":
             with pytest.raises(KeyboardInterrupt):
                 train(trainer, features, tmp_path / way, interrupt)
@@ -337,13 +338,12 @@ def test_streaming_trains_to_the_same_bits_and_resumes_exactly(blocks, features,
             assert pl.read_csv(tmp_path / way / "metrics.csv")["step"].to_list() == list(range(1, 9))
         trained = train(trainer, features, tmp_path / way)
         found[way] = jax.tree.leaves(trained.best.parameters)
-        tables[way] = pl.read_csv(tmp_path / way / "metrics.csv")
+        tables[way] = pl.read_csv(tmp_path / way / "metrics.csv").drop("waiting")  # hangs on the clock
         assert trained.best_step > 8
         assert not prefetching()
-    for way in ("device", "stream"):
-        assert tables[way].equals(tables["host"])
-        for a, b in zip(found[way], found["host"], strict=True):
-            np.testing.assert_array_equal(a, b)
+    assert tables["stream"].equals(tables["host"])
+    for a, b in zip(found["stream"], found["host"], strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("float16", 1e-3), ("int8", 3e-2)])
@@ -400,14 +400,14 @@ def test_a_shape_that_cg_cannot_solve_gets_steps_then_the_preconditioner_then_ch
     trainer = Trainer(BlockSource(blocks, max_shapes=2), replace(OPTIONS, solver="cg"), n_panel=500)
     first = trainer._first_solve(*trainer.source.shapes[1])
     assert (first.solver, first.max_steps, first.rank) == ("cg", 16, 0)
-    state = _State({}, {}, {}, [first, first], step=5)
+    state = State({}, {}, {}, [first, first], step=5)
     trainer._raise_steps(state, 1, first.rtol)
     assert state.solves == [first, first]
     seen = []
     for residual in (0.5, 0.5, float("nan"), 0.5, 0.5):
         trainer._raise_steps(state, 1, residual)
         seen.append((state.solves[1].solver, state.solves[1].max_steps, state.solves[1].rank))
-        other = _State({}, {}, {}, [first, first])
+        other = State({}, {}, {}, [first, first])
         other.restore(5, state.tree())
         assert other.solves == state.solves
     assert seen == [("cg", 32, 0), ("cg", 64, 0), ("cg", 64, 32), ("cholesky", 64, 32), ("cholesky", 64, 32)]

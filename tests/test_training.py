@@ -23,7 +23,13 @@ from deepwas.training.baseline import (
 )
 from deepwas.training.objective import Solve, ld_score_terms, likelihood_terms
 from deepwas.training.packing import pack_blocks, plan_shapes
-from deepwas.training.sections import make_rotations, split_sections, without_overlap
+from deepwas.training.sections import (
+    make_rotations,
+    sections_by_chromosome,
+    sections_held_out,
+    split_sections,
+    without_overlap,
+)
 from deepwas.training.trait import TraitBlock
 
 
@@ -115,6 +121,18 @@ def test_blocks_that_reach_into_the_test_section_are_left_out():
     everywhere = [slice(0, 120)] * 12
     with pytest.raises(InputError, match="fewer folds, shorter windows"):
         without_overlap(rotations, everywhere, scored)
+
+
+def test_sections_of_one_chromosome_each_and_of_those_held_out_by_name():
+    chromosomes = ["1", "1", "2", "10", "10", "X"]
+    assert sections_by_chromosome(chromosomes).tolist() == [0, 0, 1, 2, 2, 3]
+    assert sections_held_out(chromosomes, ["chr10", "2"], ["X"]).tolist() == [2, 2, 0, 0, 0, 1]
+    (rotation, *_) = make_rotations(sections_held_out(chromosomes, ["10"], ["1", "2"]))
+    assert [x.tolist() for x in (rotation.train, rotation.validation, rotation.test)] == [[5], [0, 1, 2], [3, 4]]
+    with pytest.raises(InputError, match="2 chromosome"):
+        sections_by_chromosome(["1", "1", "2"])
+    with pytest.raises(InputError, match=r"validation_chromosomes has .3.*There are 1, 2, 10, X"):
+        sections_held_out(chromosomes, ["1"], ["3"])
 
 
 def test_blocks_out_of_genome_order_are_refused():

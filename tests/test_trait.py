@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -17,7 +21,8 @@ from deepwas.likelihood.factor import Factor, encode_factor
 from deepwas.training import trait as module
 from deepwas.training.baseline import spectrum
 from deepwas.training.heritability import constant_spectra, heritability, truncation_sensitivity
-from deepwas.training.trait import TraitBlock, blocks_with_scores, open_trait, whiten_trait
+from deepwas.training.trait import TraitBlock, blocks_with_scores, open_trait
+from deepwas.training.whitened import scratch_folder
 from tests import dense
 
 M = 120
@@ -66,6 +71,12 @@ def scores(present: np.ndarray, *, unequal: bool = False, seed: int = 0) -> pl.D
     return pl.DataFrame({"VARIANT": where, "Z": 2 * rng.normal(size=M)[where], "N": n[where]})
 
 
+def whiten_trait(store, frame, **options):
+    """Every block with its factor in memory, and the count of variants that no block models or scores."""
+    blocks = open_trait(store, frame, **options)
+    return [blocks.load(i) for i in range(len(blocks))], blocks.dropped
+
+
 def some(seed: int = 1) -> np.ndarray:
     """Most variants; all of 0 to 49, so that some blocks are as the store holds them; none of 90 to 109."""
     present = np.random.default_rng(seed).random(M) < 0.8
@@ -101,12 +112,10 @@ def test_blocks_are_the_restricted_ld_and_its_whitened_scores(store, R, unequal)
         np.testing.assert_allclose(W @ (ratio * R[np.ix_(here[observed], here)]), block.factor, atol=2e-4)
         np.testing.assert_allclose(W @ z[rows][observed], block.whitened, atol=2e-4)
         np.testing.assert_allclose(block.row_squares, (block.factor.astype(float) ** 2).sum(axis=1), rtol=1e-6)
-        if unequal:
-            np.testing.assert_allclose(
-                block.loadings.T @ block.loadings, R[np.ix_(here[observed], here[observed])], atol=1e-4
-            )
-        else:
-            assert block.loadings is None
+        G, L = blocks.ld_parts(i)
+        np.testing.assert_allclose(G, block.factor, atol=1e-6)
+        np.testing.assert_allclose(L @ L.T, R[np.ix_(here[observed], here[observed])], atol=1e-4)
+        np.testing.assert_allclose(W @ L, np.eye(len(W)), atol=1e-3)
     assert seen.max() == 1
     assert (seen[n > 0] == 1).all() or store.flanked
     with pytest.raises(IndexError):
@@ -327,6 +336,63 @@ def test_a_closed_cache_says_so(store, tmp_path):
     made = next(b for b in blocks if b.observed.sum() < b.scored.stop - b.scored.start)
     with pytest.raises(DeepwasError, match="this cache has been closed"):
         _ = made.factor
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_the_parts_for_a_test_of_the_ld_are_read_from_the_cache(store, tmp_path, monkeypatch, unequal, dtype):
+    frame = scores(some(), unequal=unequal)
+    fresh = open_trait(store, frame, keep_factors=False)
+    expected = [fresh.ld_parts(i) for i in range(len(fresh))]
+    with open_trait(store, frame, factor_dtype=dtype, cache=tmp_path / "w.h5") as blocks:
+        done = count_restrictions(monkeypatch)
+        for i, (G, L) in enumerate(expected):
+            for found, wanted in zip(blocks.ld_parts(i), (G, L), strict=True):
+                np.testing.assert_allclose(found, wanted, atol=1e-5)
+        made = len(h5py_names(tmp_path / "w.h5"))
+        # 8 bits would look like a mismatch: those are made again.
+        assert len(done) == (0 if dtype == "float32" else made)
+        assert made > 0
+    if dtype == "float32" and unequal:
+        with h5py.File(tmp_path / "w.h5", "r+") as handle:
+            handle[f"factors/{max(handle['factors'])}/loadings"][0, 0] += 1
+        with open_trait(store, frame, cache=tmp_path / "w.h5") as blocks:
+            for i, (_, L) in enumerate(expected):
+                np.testing.assert_allclose(blocks.ld_parts(i)[1], L, atol=1e-5)
+
+
+def h5py_names(path: Path) -> list[str]:
+    with h5py.File(path) as handle:
+        return list(handle["factors"])
+
+
+def test_scratch_folders_of_killed_processes_go_and_those_in_use_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    foreign = tmp_path / "deepwas-whitened-of-another-make"
+    foreign.mkdir()
+    code = """
+import time
+from deepwas.training.whitened import scratch_folder
+with scratch_folder() as folder:
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True
+        ) as killed,
+        scratch_folder() as one,
+    ):
+        assert killed.stdout is not None
+        left = Path(killed.stdout.readline().strip())
+        (left / "whitened.h5").write_bytes(b"x")
+        with scratch_folder() as two:
+            assert {p.name for p in tmp_path.iterdir()} == {foreign.name, left.name, one.name, two.name}
+        killed.kill()
+        killed.wait()
+        with scratch_folder() as other:
+            assert {p.name for p in tmp_path.iterdir()} == {foreign.name, one.name, other.name}
+    assert [p.name for p in tmp_path.iterdir()] == [foreign.name]
 
 
 def test_blocks_can_be_loaded_from_several_threads(store, tmp_path):

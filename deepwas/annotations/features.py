@@ -156,6 +156,12 @@ def stored_content(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         content = json.loads(pl.read_parquet_metadata(target).get(METADATA_KEY, "null"))
     except (pl.exceptions.PolarsError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: damaged Parquet file ({error}). Write or download it again.") from error
+    if isinstance(content, dict) and content.get("format") == "deepwas-signed-scores":
+        raise InputError(
+            f"{path}: signed scores, not annotations: their sign depends on which allele is counted, and the variance "
+            "of an effect cannot. Give the file of absolute scores that `deepwas scores` wrote; signed ones are for "
+            "`deepwas direction`."
+        )
     return content if isinstance(content, dict) and content.get("format") == FORMAT else None
 
 

@@ -43,10 +43,37 @@ def _root(
 @cache
 def _register() -> None:
     """Add the commands, once however often `main` is called."""
-    from deepwas.cli import annotate, demo, doctor, fit, ld, priors, sumstats
+    from deepwas.cli import (
+        annotate,
+        demo,
+        direction,
+        doctor,
+        enrich,
+        fit,
+        fit_traits,
+        interpret,
+        ld,
+        priors,
+        scores,
+        sumstats,
+        tracks,
+    )
 
     app.add_typer(ld.app, name="ld")
-    for module in (sumstats, annotate, fit, priors, demo, doctor):
+    for module in (
+        sumstats,
+        annotate,
+        scores,
+        tracks,
+        fit,
+        fit_traits,
+        priors,
+        direction,
+        enrich,
+        interpret,
+        demo,
+        doctor,
+    ):
         module.register(app)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deepwas.cli._console import progress, say, say_tally
-from deepwas.errors import InputError
+from deepwas.errors import DataWarning, InputError
 
 app = typer.Typer(
     help="LD stores: whitened LD blocks of a genotype panel, computed once and used for every trait.",
@@ -128,7 +129,12 @@ def build(
         shrinkage=shrinkage,
         dtype=dtype,
     )
-    with progress("LD blocks") as advance:
+    cut = options.blocks is None and options.window is None
+    what = "variants passed, once to cut and once to decompose" if cut else "variants decomposed"
+    with progress(what) as advance, warnings.catch_warnings():
+        warnings.simplefilter("always", DataWarning)
+        # At once: it is said before the long work that it is about.
+        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         store = build_ld(genotypes, out, options, progress=advance)
     with store:
         say_tally(Tally([Count(**row) for row in store.attributes["provenance"]["tally"]]))

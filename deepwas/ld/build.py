@@ -39,7 +39,9 @@ def build_ld(
 ) -> LDStore:
     """Compute the LD of a PLINK panel, block by block, and write it as an HDF5 store; returns it, opened.
 
-    genotypes: prefix of a PLINK 1 panel, or an opened one.  progress(done, total): in variants.
+    genotypes: prefix of a PLINK 1 panel, or an opened one.
+    progress(done, total): in variants. Where blocks are cut, all variants are gone through twice, to cut and to
+        decompose, and total is twice their number.
 
     Model: R = X'X / n within a block, X (n, m) standardised genotypes, missing ones at the mean; 0 between what no
     block holds together. Per variant: the frequency of A1, and the LD score
@@ -49,8 +51,8 @@ def build_ld(
 
     The file is written as `.NAME.partial` beside `out` and renamed at the end. After an interruption the
     same command takes up the finished blocks of that file, if inputs and options are the same. Wrong input
-    raises InputError and leaves nothing behind. What was dropped, by reason, is in
-    `store.attributes["provenance"]["tally"]`.
+    raises InputError and leaves nothing behind; blocks of an absurd size warn with DataWarning. What was dropped,
+    by reason, is in `store.attributes["provenance"]["tally"]`.
     """
     target = require_parent(out)
     if options.blocks is not None:
@@ -136,7 +138,7 @@ def _write(
             digests.append(handle[layout.block_name(index)].attrs["sha256"])
             if progress is not None:
                 done = int(plan.ranges[index, 3])
-                progress(done if plan.r2_total is None else (m + done) // 2, m)
+                progress(*((done, m) if plan.r2_total is None else (m + done, 2 * m)))
         write_end(
             handle,
             plan.ranges,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from deepwas.errors import InputError
+from deepwas.errors import DataWarning, InputError
 from deepwas.genotypes import PlinkPanel, standardise
 from deepwas.ld import layout
 from deepwas.ld.options import LDOptions
@@ -21,6 +22,7 @@ AUTOSOMES = [str(c) for c in range(1, 23)]
 # r2 summed over thousands of pairs is well enough known from this many people; more would only be slower.
 PARTITION_SAMPLES = 2000
 LARGE_BLOCK = 10_000
+_FEW_VARIANTS, _MANY_BLOCKS = 20, 10
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,11 @@ class BlockPlan:
 
 
 def plan_blocks(panel: PlinkPanel, options: LDOptions, tally: Tally, progress: Advance | None = None) -> BlockPlan:
-    """Filter a panel's variants and cut each chromosome into blocks; every drop is counted in `tally`."""
+    """Filter a panel's variants and cut each chromosome into blocks; every drop is counted in `tally`.
+
+    Warns with `DataWarning` of blocks of hardly any variants, and of one that is hardly a block.
+    progress(done, total): in variants; where the panel is cut, total is twice their number, and this the first half.
+    """
     keep, frequency = _filter(panel, options, tally)
     rows = np.flatnonzero(keep)
     chosen = panel.variants[rows].with_columns(FREQ=frequency[rows])
@@ -56,6 +62,7 @@ def plan_blocks(panel: PlinkPanel, options: LDOptions, tally: Tally, progress: A
         ranges = _ranges(boundaries)
     scored = ranges[:, 3] - ranges[:, 2]
     _note_large(ranges, panel.n_samples, options, chosen, tally)
+    _warn_of_sizes(panel, options, chosen, ranges)
     tally.add("cut into blocks", "kept", f"in {len(ranges):,} LD blocks", len(rows))
     block = np.repeat(np.arange(len(ranges)), scored)
     variants = chosen.with_columns(LDSCORE=pl.lit(np.nan), BLOCK=block).select(*layout.COLUMNS)
@@ -107,6 +114,47 @@ def _note_large(
         int(scored[large].sum()),
         str(chosen["SNP"][int(ranges[large[0], 2])]),
     )
+
+
+def _warn_of_sizes(panel: PlinkPanel, options: LDOptions, chosen: pl.DataFrame, ranges: npt.NDArray[np.int64]) -> None:
+    """Say it before hours of work if blocks are so small that they hold no LD, or one so large that it is no block."""
+    candidates, scored = ranges[:, 1] - ranges[:, 0], ranges[:, 3] - ranges[:, 2]
+    if options.window is not None and options.step is not None:
+        how, remedy = (
+            f"windows of {options.window:,} base pairs every {options.step:,}",
+            "Both are in base pairs: --window 3e6 --step 1e6 is usual",
+        )
+    elif options.blocks is not None:
+        how, remedy = f"the blocks of {options.blocks}", "Give a BED file with a row for each 1 to 3 million base pairs"
+    else:
+        how = f"blocks of {options.min_block:,} to {options.max_block:,} variants"
+        remedy = "--min-block 200 --max-block 800 is the default"
+    typical = float(np.median(scored))
+    if len(ranges) >= _MANY_BLOCKS and typical < _FEW_VARIANTS:
+        lost = "between blocks"
+        if options.window is not None and options.step is not None:
+            lost = f"beyond {(options.window - options.step) // 2:,} base pairs"
+        warnings.warn(
+            f"{panel.prefix}: {how}: {len(ranges):,} LD blocks score {typical:g} variant(s) each (median), among "
+            f"{float(np.median(candidates)):g} candidates. LD {lost} is lost, and all blocks together hold "
+            f"{candidates.sum() / scored.sum():.1f} times the variants. {remedy}.",
+            DataWarning,
+            stacklevel=3,
+        )
+    largest = int(scored.argmax())
+    s = int(scored[largest])
+    if s > LARGE_BLOCK:
+        first = chosen.row(int(ranges[largest, 2]), named=True)
+        kept = ""
+        if options.eigenvalue_floor is None and options.variance_kept is None and not options.shrinkage:
+            kept = f", and of {s:,} eigenvalues only those above {options.floor(s, panel.n_samples):.3g} are kept"
+        warnings.warn(
+            f"{panel.prefix}: {how}: LD block {largest} (chromosome {first['CHR']}, from {first['SNP']} on) scores "
+            f"{s:,} of the {int(scored.sum()):,} variants. Its time grows with the cube of that, its memory with the "
+            f"square{kept}. {remedy}.",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def _filter(
@@ -167,7 +215,7 @@ def _cut(
 
         def advance(done: int, _: int, low: int = low) -> None:
             if progress is not None:
-                progress((low + done) // 2, len(rows))  # the first of two passes
+                progress(low + done, 2 * len(rows))
 
         part = partition_by_ld(
             read, high - low, n, min_size=options.min_block, max_size=options.max_block, advance=advance

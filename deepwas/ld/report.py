@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,7 @@ def summary(store: LDStore) -> list[str]:
         f"genome build    {store.genome_build}",
         f"variants        {store.n_variants:,} on chromosome {names}; {mapped:,} with a genetic position",
         f"blocks          {store.n_blocks:,} of {size_range} variants{flanks}",
+        *_windows(options),
         f"kept            {total:,} eigenvalues ({kept_range} a block), {share:.1%} of the variance",
         f"rule            {_rule(options)}",
         f"factors         {options['dtype']}, {factor_bytes / 1e6:,.1f} MB",
@@ -136,6 +138,17 @@ def _mark_genome(axis: object, store: LDStore) -> None:
 def _range(values: np.ndarray) -> str:
     low, high = int(values.min()), int(values.max())
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _windows(options: dict[str, Any]) -> list[str]:
+    """The line on sliding windows, if that is what the blocks are."""
+    if options.get("window") is None:
+        return []
+    reach = (options["window"] - options["step"]) // 2
+    return [
+        f"windows         {options['window']:,} base pairs, a step of {options['step']:,}: "
+        + (f"flanks of {reach:,} on both sides" if reach else "no flanks")
+    ]
 
 
 def _rule(options: dict[str, object]) -> str:

@@ -18,8 +18,9 @@ from deepwas.ld.block import LDBlock
 from deepwas.likelihood.cg import CGDiagnostics, cg_log_densities
 from deepwas.likelihood.exact import exact_with_rounding
 from deepwas.likelihood.factor import Factor
+from deepwas.likelihood.question import Question
 
-__all__ = ["SolveInfo", "check", "choose_solver", "log_likelihood", "log_likelihood_and_grad"]
+__all__ = ["SolveInfo", "choose_solver", "log_likelihood", "log_likelihood_and_grad"]
 
 Solver = Literal["auto", "cholesky", "cg"]
 
@@ -71,11 +72,6 @@ def choose_solver(
     return "cholesky" if cholesky <= step * steps + 2 * operations_per_number * k * m else "cg"
 
 
-def default_rtol(dtype: Any) -> float:
-    """The tolerance at which the truncation error of a value is far below its probe error, reachable in `dtype`."""
-    return 1e-8 if np.dtype(dtype).itemsize >= 8 else 1e-4
-
-
 def log_likelihood(
     block: LDBlock | Any,
     z: ArrayLike,
@@ -110,38 +106,19 @@ def log_likelihood(
     rank: the largest entries of effect_variance that CG's preconditioner holds beside the diagonal. None: 32 if these
         carry a third of the variance, which then makes for fewer steps and a far smaller standard error; otherwise
         none, and 32 if that does not converge within 40 steps. If neither converges, 'auto' takes Cholesky.
+        Inside jit, vmap or grad nothing of this can be decided, and None means 0: give rank=32 there where a few
+        variants may carry much of the variance (heavy tails), or CG may not converge, and warns.
 
     Returns the value, or with info=True the value and a `SolveInfo`, which names what was done in the end. A solve that
     does not converge warns with `ConvergenceWarning`. Differentiable (jax.grad) in z, effect_variance, noise,
-    sample_size and effect_mean; can be traced by jit and vmap. A traced call takes no second attempt: give rank=32
-    where variance may be concentrated; and return fields of `SolveInfo` from jit, not all, since its solver is text.
+    sample_size and effect_mean; can be traced by jit and vmap. Return fields of `SolveInfo` from jit, not all, since
+    its solver is text.
     Raises InputError for wrong shapes, negative variances and values that are not finite.
 
     Sources: Amin, Potapczynski & Wilson 2025 for the full likelihood of a learned prior; `deepwas.likelihood.cg`.
     """
-    if not isinstance(block, LDBlock):
-        return _of_operator(
-            "operator_log_likelihood",
-            block,
-            z,
-            effect_variance,
-            rank,
-            effect_mean=effect_mean,
-            sample_size=sample_size,
-            noise=noise,
-            solver=solver,
-            probes=probes,
-            key=key,
-            info=info,
-            rtol=rtol,
-            max_steps=max_steps,
-        )
-    asked = _asked(
-        block, z, effect_variance, sample_size, noise, solver, probes, key, effect_mean, rtol, max_steps, rank
-    )
-    value, said = _run(asked, _value)
-    value = value if asked.several else value[0]
-    return (value, said) if info else value
+    question = Question(z, effect_variance, sample_size, noise, effect_mean, solver, probes, key, rtol, max_steps)
+    return _answer(block, question, rank, _value, info)
 
 
 def log_likelihood_and_grad(
@@ -163,36 +140,34 @@ def log_likelihood_and_grad(
 ) -> Any:
     """`log_likelihood` and its gradient with respect to effect_variance, from one solve.
 
-    Arguments as for `log_likelihood`. Returns (value, gradient (m,)), for several traits (t,) and (m, t);
-    with_noise=True appends the derivative with respect to noise; info=True appends the `SolveInfo`.
+    Arguments as for `log_likelihood`; inside jit give rank=32 where a few variants may carry much of the variance.
+    Returns (value, gradient (m,)), for several traits (t,) and (m, t); with_noise=True appends the derivative with
+    respect to noise; info=True appends the `SolveInfo`.
     """
+    question = Question(z, effect_variance, sample_size, noise, effect_mean, solver, probes, key, rtol, max_steps)
+    return _answer(block, question, rank, _gradient, info, with_noise)
+
+
+def _answer(
+    block: Any, question: Question, rank: int | None, of: Callable[..., Any], info: bool, with_noise: bool = False
+) -> Any:
+    """What the public functions return; of: `_value` or `_gradient`."""
     if not isinstance(block, LDBlock):
-        return _of_operator(
-            "operator_log_likelihood_and_grad",
-            block,
-            z,
-            effect_variance,
-            rank,
-            effect_mean=effect_mean,
-            sample_size=sample_size,
-            noise=noise,
-            solver=solver,
-            probes=probes,
-            key=key,
-            info=info,
-            rtol=rtol,
-            max_steps=max_steps,
-            with_noise=with_noise,
-        )
-    asked = _asked(
-        block, z, effect_variance, sample_size, noise, solver, probes, key, effect_mean, rtol, max_steps, rank
-    )
-    (value, d_variance, d_noise), said = _run(asked, _gradient)
-    found = (value, d_variance.T, d_noise) if asked.several else (value[0], d_variance[0], d_noise[0])
-    return found[: 3 if with_noise else 2] + ((said,) if info else ())
+        return _of_operator(block, question, rank, of is _gradient, info, with_noise)
+    asked = _asked(block, question, rank)
+    result, said = _run(asked, of)
+    found: tuple[Any, ...]
+    if of is _value:
+        found = (result if asked.several else result[0],)
+    else:
+        value, d_variance, d_noise = result
+        found = (value, d_variance.T, d_noise) if asked.several else (value[0], d_variance[0], d_noise[0])
+        found = found if with_noise else found[:2]
+    found += (said,) if info else ()
+    return found[0] if len(found) == 1 else found
 
 
-def _of_operator(name: str, operator: Any, z: ArrayLike, f: ArrayLike, rank: int | None, **others: Any) -> Any:
+def _of_operator(operator: Any, question: Question, rank: int | None, gradient: bool, info: bool, noise: bool) -> Any:
     """The same for LD that is an operator; CoLA takes seconds to import, so only now."""
     from deepwas.likelihood import general
 
@@ -203,7 +178,7 @@ def _of_operator(name: str, operator: Any, z: ArrayLike, f: ArrayLike, rank: int
         )
     if rank is not None:
         raise InputError("rank is for an LDBlock; LD given as an operator is preconditioned by its diagonal only.")
-    return getattr(general, name)(operator, z, f, **others)
+    return general.answer(operator, question, None, gradient=gradient, info=info, with_noise=noise)
 
 
 class _Attempt(NamedTuple):
@@ -225,58 +200,28 @@ class _Asked(NamedTuple):
     m: int
 
 
-def _asked(
-    block: LDBlock,
-    z: ArrayLike,
-    effect_variance: ArrayLike,
-    sample_size: ArrayLike,
-    noise: ArrayLike,
-    solver: Solver,
-    probes: int,
-    key: Array | None,
-    effect_mean: ArrayLike | None,
-    rtol: float | None,
-    max_steps: int | None,
-    rank: int | None,
-) -> _Asked:
-    if solver not in ("auto", "cholesky", "cg"):
-        raise InputError(f"solver is {solver!r}; give 'auto', 'cholesky' or 'cg'.")
-    if probes < 2:
-        raise InputError(f"probes is {probes}; at least 2 are needed for a standard error.")
-    steps = MAX_STEPS if max_steps is None else int(max_steps)
-    if steps < 1:
-        raise InputError(f"max_steps is {max_steps}; CG takes at least 1 step.")
+def _asked(block: LDBlock, question: Question, rank: int | None) -> _Asked:
     if rank is not None and rank < 0:
         raise InputError(f"rank is {rank}; give 0 or more entries of the preconditioner.")
-    if rtol is not None and not 0 < rtol < 1:
-        raise InputError(f"rtol is {rtol}; give a relative residual above 0 and below 1, such as 1e-4.")
-    several = np.ndim(z) == 2
-    t = np.shape(z)[1] if several else 1
-    check("z", z, (block.s, t) if several else (block.s,))
-    wide, one = ((block.m, t), (t,)) if several else (None, None)
-    check("effect_variance", effect_variance, (block.m,), wide, minimum=0)
-    check("sample_size", sample_size, (), one, above=0)
-    check("noise", noise, (), one, above=0)
-    if effect_mean is not None:
-        check("effect_mean", effect_mean, (block.m,), wide)
-    dtype = block.device_factor.dtype
-    z, f, n, sigma2 = (jnp.asarray(x, dtype) for x in (z, effect_variance, sample_size, noise))
-    mean = jnp.zeros((block.m,), dtype) if effect_mean is None else jnp.asarray(effect_mean, dtype)
+    question.check_arrays(block.s, block.m)
+    several, probes, dtype = question.several, question.probes, block.device_factor.dtype
+    z, f, n, noise, mean = question.arrays(block.m, dtype)
+    t = z.shape[1] if several else 1
     arguments = (
         jnp.broadcast_to(f.T if f.ndim == 2 else f[None], (t, block.m)),
-        jnp.broadcast_to(jnp.reshape(sigma2, (-1,)), (t,)),
+        jnp.broadcast_to(jnp.reshape(noise, (-1,)), (t,)),
         z if several else z[:, None],
         jnp.broadcast_to(jnp.reshape(n, (-1,)), (t,)),
         jnp.broadcast_to(mean.T if mean.ndim == 2 else mean[None], (t, block.m)),
         block.device_whitener,
         block.device_factor,
-        jax.random.rademacher(jax.random.key(0) if key is None else key, (probes, block.k), dtype),
+        question.signs((probes, block.k), dtype),
     )
-    chosen = choose_solver(block.k, block.m, probes, traits=t) if solver == "auto" else solver
-    exact = _Attempt("cholesky")
+    auto, exact = question.solver == "auto", _Attempt("cholesky")
+    chosen = choose_solver(block.k, block.m, probes, traits=t) if auto else question.solver
     if chosen == "cholesky":
         return _Asked([exact], arguments, several, block.k, block.m)
-    tolerance = default_rtol(dtype) if rtol is None else float(rtol)
+    tolerance, steps = question.tolerance(dtype), question.steps(MAX_STEPS)
     if rank is not None:
         attempts = [_Attempt("cg", tolerance, steps, min(rank, block.k, block.m))]
     elif any(isinstance(x, jax.core.Tracer) for x in arguments):
@@ -285,7 +230,7 @@ def _asked(
         attempts = [_Attempt("cg", tolerance, steps, min(_RANK, block.k, block.m))]
         if not _concentrated(np.asarray(arguments[0])):
             attempts.insert(0, _Attempt("cg", tolerance, min(steps, _JACOBI_STEPS)))
-    return _Asked([*attempts, exact] if solver == "auto" else attempts, arguments, several, block.k, block.m)
+    return _Asked([*attempts, exact] if auto else attempts, arguments, several, block.k, block.m)
 
 
 def _concentrated(f: np.ndarray) -> bool:
@@ -294,36 +239,6 @@ def _concentrated(f: np.ndarray) -> bool:
         return False
     top = np.partition(f, -_RANK, axis=1)[:, -_RANK:].sum(axis=1)
     return bool((top > _SHARE * f.sum(axis=1)).any())
-
-
-def check(
-    name: str,
-    value: Any,
-    shape: tuple[int, ...],
-    or_shape: tuple[int, ...] | None = None,
-    minimum: float | None = None,
-    above: float | None = None,
-) -> None:
-    """Shape always; finiteness and sign where the value is concrete (not traced)."""
-    if np.shape(value) not in (shape, or_shape):
-        hint = " For an N per variant see LDBlock.restrict." if name == "sample_size" else ""
-        expected = f"{shape or 'one number'}" + ("" if or_shape is None else f" or {or_shape}")
-        raise InputError(f"{name} has shape {np.shape(value)}; {expected} is expected.{hint}")
-    if isinstance(value, jax.core.Tracer):
-        return
-    array = np.asarray(value)
-    bad = ~np.isfinite(array)
-    if minimum is not None:
-        bad |= array < minimum
-    if above is not None:
-        bad |= array <= above
-    if bad.any():
-        where = np.argwhere(bad)[0].tolist()
-        place = f" at index {where[0] if len(where) == 1 else tuple(where)}" if where else ""
-        bound = f" and >= {minimum}" if minimum is not None else f" and > {above}" if above is not None else ""
-        raise InputError(
-            f"{name} must be finite{bound}; found {array[bad][0]}{place} ({int(bad.sum()):,} such values)."
-        )
 
 
 def _run(asked: _Asked, of: Callable[[_Attempt], Callable[..., Any]]) -> tuple[Any, SolveInfo]:
@@ -370,7 +285,7 @@ def _warn(chosen: str, k: int, m: int, converged: Any, residual: Any, steps: Any
             f"residual {np.max(residual):.1e}: the value is not reliable. Use rank={_RANK}, solver='cholesky', or "
             "raise max_steps."
         )
-    warnings.warn(text, ConvergenceWarning, stacklevel=4)
+    warnings.warn(text, ConvergenceWarning, stacklevel=5)
 
 
 def _whitened(z: Array, n: Array, mean: Array, whitener: Array, factor: Array) -> Array:

@@ -31,14 +31,16 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from deepwas.errors import ConvergenceWarning, InputError
-from deepwas.likelihood.api import SolveInfo, check, default_rtol
+from deepwas.likelihood.api import SolveInfo
 from deepwas.likelihood.exact import exact_log_density
 from deepwas.likelihood.factor import Factor
 from deepwas.likelihood.operator import PrecisionOperator, apply_product, is_operator, operator_form, traced_product
 from deepwas.likelihood.operator_density import OperatorDiagnostics, Way, operator_density, operator_solve
+from deepwas.likelihood.question import Question, check, default_rtol
 
 __all__ = [
     "PrecisionOperator",
+    "answer",
     "is_operator",
     "operator_log_likelihood",
     "operator_log_likelihood_and_grad",
@@ -93,23 +95,8 @@ def operator_log_likelihood(
     that is seen not to be symmetric with a diagonal of 1 (a few of its columns are looked at, the first time it is met
     outside jit).
     """
-    asked = _asked(
-        operator,
-        z,
-        effect_variance,
-        sample_size,
-        noise,
-        solver,
-        probes,
-        key,
-        effect_mean,
-        rtol,
-        max_steps,
-        z_solved,
-    )
-    value, found = _value(asked.way)(*asked.arguments)
-    said = _said(asked.way, value, found)
-    return (value, said) if info else value
+    question = Question(z, effect_variance, sample_size, noise, effect_mean, solver, probes, key, rtol, max_steps)
+    return answer(operator, question, z_solved, gradient=False, info=info)
 
 
 def operator_log_likelihood_and_grad(
@@ -134,23 +121,31 @@ def operator_log_likelihood_and_grad(
     Returns (value, gradient (m,)); with_noise=True appends the derivative with respect to noise; info=True appends the
     `SolveInfo`.
     """
-    asked = _asked(
-        operator,
-        z,
-        effect_variance,
-        sample_size,
-        noise,
-        solver,
-        probes,
-        key,
-        effect_mean,
-        rtol,
-        max_steps,
-        z_solved,
-    )
-    (value, found), (d_variance, d_noise) = _gradient(asked.way)(*asked.arguments)
+    question = Question(z, effect_variance, sample_size, noise, effect_mean, solver, probes, key, rtol, max_steps)
+    return answer(operator, question, z_solved, gradient=True, info=info, with_noise=with_noise)
+
+
+def answer(
+    operator: Any,
+    question: Question,
+    z_solved: ArrayLike | None,
+    *,
+    gradient: bool,
+    info: bool,
+    with_noise: bool = False,
+) -> Any:
+    """What `operator_log_likelihood` returns, or, with `gradient`, `operator_log_likelihood_and_grad`."""
+    asked = _asked(operator, question, z_solved)
+    derivatives: tuple[Any, ...] = ()
+    if gradient:
+        (value, found), (d_variance, d_noise) = _gradient(asked.way)(*asked.arguments)
+        derivatives = (d_variance, d_noise) if with_noise else (d_variance,)
+    else:
+        value, found = _value(asked.way)(*asked.arguments)
     said = _said(asked.way, value, found)
-    return (value, d_variance, *([d_noise] if with_noise else []), *([said] if info else []))
+    if not gradient and not info:
+        return value
+    return (value, *derivatives, said) if info else (value, *derivatives)
 
 
 def solve_ld(operator: Any, z: ArrayLike, *, rtol: float | None = None, max_steps: int | None = None) -> Array:
@@ -183,54 +178,27 @@ class _Asked(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def _asked(
-    operator: Any,
-    z: ArrayLike,
-    effect_variance: ArrayLike,
-    sample_size: ArrayLike,
-    noise: ArrayLike,
-    solver: str,
-    probes: int,
-    key: Array | None,
-    effect_mean: ArrayLike | None,
-    rtol: float | None,
-    max_steps: int | None,
-    z_solved: ArrayLike | None,
-) -> _Asked:
-    if solver not in ("auto", "cholesky", "cg"):
-        raise InputError(f"solver is {solver!r}; give 'auto', 'cholesky' or 'cg'.")
-    if probes < 2:
-        raise InputError(f"probes is {probes}; at least 2 are needed for a standard error.")
-    steps = MAX_STEPS if max_steps is None else int(max_steps)
-    if steps < 1:
-        raise InputError(f"max_steps is {steps}; CG takes at least 1 step.")
-    if rtol is not None and not 0 < rtol < 1:
-        raise InputError(f"rtol is {rtol}; give a relative residual above 0 and below 1, such as 1e-4.")
+def _asked(operator: Any, question: Question, z_solved: ArrayLike | None) -> _Asked:
     precision = isinstance(operator, PrecisionOperator)
     linear = operator.operator if precision else operator
     m, dtype = operator_form(linear)
-    if np.ndim(z) > 1:
-        raise InputError(f"z has shape {np.shape(z)}: with LD given as an operator, one trait at a time: ({m},).")
-    check("z", z, (m,))
-    check("effect_variance", effect_variance, (m,), minimum=0)
-    check("sample_size", sample_size, (), above=0)
-    check("noise", noise, (), above=0)
-    if effect_mean is not None:
-        check("effect_mean", effect_mean, (m,))
+    if np.ndim(question.z) > 1:
+        raise InputError(
+            f"z has shape {np.shape(question.z)}: with LD given as an operator, one trait at a time: ({m},)."
+        )
+    question.check_arrays(m, m)
     if z_solved is not None:
         check("z_solved", z_solved, (m,))
         if precision:
             raise InputError("z_solved is not used with a PrecisionOperator, whose product with z it is; leave it out.")
-    tolerance = default_rtol(dtype) if rtol is None else float(rtol)
     _look_at(operator, linear, m, dtype)
-    chosen = solver if solver != "auto" else "cholesky" if m <= _DENSE_LIMIT else "cg"
+    tolerance, steps, probes = question.tolerance(dtype), question.steps(MAX_STEPS), question.probes
+    chosen = question.solver if question.solver != "auto" else "cholesky" if m <= _DENSE_LIMIT else "cg"
     way = Way(chosen, precision, tolerance, steps)
-    z, f, n, sigma2 = (jnp.asarray(x, dtype) for x in (z, effect_variance, sample_size, noise))
-    mean = jnp.zeros((m,), dtype) if effect_mean is None else jnp.asarray(effect_mean, dtype)
+    z, f, n, noise, mean = question.arrays(m, dtype)
     if chosen == "cholesky":
-        return _Asked(way, (f, sigma2, z, n, mean, traced_product(linear, m, dtype, m)))
+        return _Asked(way, (f, noise, z, n, mean, traced_product(linear, m, dtype, m)))
     products = {width: traced_product(linear, m, dtype, width) for width in (1 + probes, 1 + 2 * probes)}
-    signs = jax.random.rademacher(jax.random.key(0) if key is None else key, (m, probes), dtype)
     known: Any
     if precision:
         known = (operator.diagonal, operator.log_det)
@@ -238,7 +206,7 @@ def _asked(
         known = jnp.asarray(z_solved, dtype)
     else:
         known = solve_ld(linear, z, rtol=tolerance / 10, max_steps=steps)
-    return _Asked(way, (f, sigma2, z, n, mean, products, known, signs))
+    return _Asked(way, (f, noise, z, n, mean, products, known, question.signs((m, probes), dtype)))
 
 
 def _look_at(operator: Any, linear: Any, m: int, dtype: Any) -> None:

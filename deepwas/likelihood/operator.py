@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from deepwas.errors import InputError
 from deepwas.ld.block import LDBlock
-from deepwas.likelihood.api import check
+from deepwas.likelihood.question import check
 
 __all__ = [
     "PrecisionOperator",

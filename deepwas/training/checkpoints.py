@@ -104,6 +104,7 @@ class Metrics:
         "gradient_norm",
         "residual",
         "solver",
+        "waiting",
     )
 
     def __init__(self, path: Path, *, resume_after: int | None):

@@ -76,8 +76,9 @@ _VARIANT_SCHEMA = {
 class Mismatch:
     """What was found, in the order of the trait's blocks.
 
-    table: one row a block, see `data_specs/mismatch.schema.json`; WEIGHT is what down-weighting gives it: 1 if not
-        flagged, else the smallest of expected over observed energy, and of the outlier threshold over the largest T^2.
+    table: one row a block, see `data_specs/mismatch.schema.json`; WEIGHT is what down-weighting gives it, also where
+        it is not asked for: 1 if not flagged, else the smallest of expected over observed energy, and of the outlier
+        threshold over the largest T^2. `summary` has the weights that are used.
     variants: the variants at odds with their neighbours.  threshold: of the energy ratios.
     effect_variance, noise: of the constant prior that the expectations come from.
     """
@@ -152,22 +153,23 @@ def diagnose(
     """Test every block of a trait against a constant prior; see `deepwas.mismatch` for the tests.
 
     effect_variance: of the constant prior, per standardised genotype.  noise: sigma2.
-    One block is in memory at a time. The LD is that of the store, whatever the dtype of the blocks' factors: rounding
-    to 8 bits would look like a mismatch in the small directions.
+    One block is in memory at a time. The LD has the digits of the store, whatever the dtype of the blocks' factors:
+    rounding to 8 bits would look like a mismatch in the small directions.
     """
     found: list[BlockMismatch] = []
     places: list[NDArray[np.int64]] = []
     shapes: list[tuple[int, int]] = []
     for i in range(len(blocks)):
-        block, ld = blocks[i], blocks.ld_block(i)
+        block = blocks[i]
+        factor, loadings = blocks.ld_parts(i)
         found.append(
             block_mismatch(
-                ld.factor,
+                factor,
                 block.z[block.observed],
                 block.sample_size * effect_variance,
                 noise,
                 scored=block.observed,
-                loadings=ld.loadings.T,
+                loadings=loadings,
                 largest_dropped=float(store.eigenvalues(block.number)[-1]),
             )
         )

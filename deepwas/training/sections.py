@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from deepwas.errors import InputError
 
-__all__ = ["Rotation", "make_rotations", "split_sections", "without_overlap"]
+__all__ = [
+    "Rotation",
+    "make_rotations",
+    "sections_by_chromosome",
+    "sections_held_out",
+    "split_sections",
+    "without_overlap",
+]
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,8 @@ def split_sections(chromosomes: Sequence[str], sizes: Sequence[int], folds: int)
     """
     if folds < 3:
         raise InputError(f"folds is {folds}; at least 3 are needed: training, validation and test.")
-    names, unit = np.unique(np.asarray(chromosomes), return_inverse=True)
-    starts = np.flatnonzero(np.diff(unit, prepend=-1))
-    if len(starts) != len(names):
-        raise InputError("the LD blocks are not in genome order: a chromosome's blocks must follow one another.")
-    if len(names) < folds:
+    starts = _chromosome_starts(chromosomes)
+    if len(starts) < folds:
         starts = np.arange(len(sizes))
     if len(starts) < folds:
         raise InputError(
@@ -51,6 +55,51 @@ def split_sections(chromosomes: Sequence[str], sizes: Sequence[int], folds: int)
     for i in range(len(section)):
         section[i] = max(section[i], folds - (len(section) - i))
     return np.repeat(section, np.diff(np.append(starts, len(sizes))))
+
+
+def sections_by_chromosome(chromosomes: Sequence[str]) -> NDArray[np.int64]:
+    """Section number of each block, (n_blocks,): one section a chromosome, in genome order (leave one chromosome out).
+
+    chromosomes: of each block, in genome order; at least three.
+    """
+    starts = _chromosome_starts(chromosomes)
+    if len(starts) < 3:
+        raise InputError(
+            f"{len(starts)} chromosome(s) with z-scores cannot be left out one at a time: training, validation and "
+            "test each need one. Give --folds 5, or more chromosomes."
+        )
+    return np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(chromosomes))))
+
+
+def sections_held_out(chromosomes: Sequence[str], test: Sequence[str], validation: Sequence[str]) -> NDArray[np.int64]:
+    """Section number of each block, (n_blocks,): 0 on the test chromosomes, 1 on those of validation, 2 elsewhere.
+
+    Names may bear a prefix `chr`. InputError for one that no block is on, and if nothing is left to train on.
+    """
+    here = np.asarray(chromosomes)
+    known = list(dict.fromkeys(chromosomes))
+    section = np.full(len(here), 2)
+    for number, option, names in ((0, "test", test), (1, "validation", validation)):
+        for name in names:
+            found = here == name.removeprefix("chr")
+            if not found.any():
+                raise InputError(
+                    f"{option}_chromosomes has {name!r}, on which no LD block has a z-score. There are "
+                    f"{', '.join(known)}."
+                )
+            section[found] = number
+    if not (section == 2).any():
+        raise InputError("test_chromosomes and validation_chromosomes leave no chromosome to train on.")
+    return section
+
+
+def _chromosome_starts(chromosomes: Sequence[str]) -> NDArray[np.int64]:
+    """Index of the first block of each chromosome."""
+    names, unit = np.unique(np.asarray(chromosomes), return_inverse=True)
+    starts = np.flatnonzero(np.diff(unit, prepend=-1))
+    if len(starts) != len(names):
+        raise InputError("the LD blocks are not in genome order: a chromosome's blocks must follow one another.")
+    return starts
 
 
 def make_rotations(section: NDArray[np.int64]) -> list[Rotation]:

@@ -33,13 +33,13 @@ from deepwas.training.packing import (
 )
 from deepwas.training.trait import TraitBlock
 
-__all__ = ["Batch", "BlockSource", "Minibatch", "prefetch"]
+__all__ = ["AHEAD", "Batch", "BlockSource", "Minibatch", "prefetch"]
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 _CHUNK = 4  # blocks sent to the device at a time, where it is to hold all
-_AHEAD = 2  # batches ready before they are asked for; one more is being made, and one is in use
+AHEAD = 2  # batches ready before they are asked for; one more is being made, and one is in use
 
 
 class Minibatch(NamedTuple):
@@ -57,11 +57,13 @@ class Batch(NamedTuple):
     """The arrays of a minibatch: of NumPy while it is made, then on the device.
 
     blocks: B blocks of one shape.  inputs: `Inputs` of (B, m, ...), 0 in the padding.  weight: (B,).
+    trait: (B,), the number of the trait, the same for all.
     """
 
     blocks: Bucket
     inputs: Any
     weight: Any
+    trait: Any
 
 
 class BlockSource:
@@ -74,6 +76,7 @@ class BlockSource:
     max_shapes: padded shapes at most; each is compiled.
     hold: where factors within `memory_gb` are held: 'host' or 'device', None for the host on a CPU, else the device.
     place: called with a `Batch` of NumPy arrays, returns it on the devices; None for the default device.
+    trait: number of the trait among those of a network.
     part: (i, n): make only the i-th of n equal parts of each batch, for `place` to put together with the others.
 
     members: per shape, indices of its blocks.  shapes: (k, m) after padding.  eigenvalues: (n_blocks,), k of each.
@@ -90,12 +93,14 @@ class BlockSource:
         hold: Literal["host", "device"] | None = None,
         place: Callable[[Batch], Batch] | None = None,
         part: tuple[int, int] = (0, 1),
+        trait: int = 0,
     ):
         if memory_gb is not None and not memory_gb >= 0:
             raise InputError(f"memory is {memory_gb} GB; give 0 (always stream) or more.")
         sizes = [b.shape for b in blocks]
         groups = plan_shapes(sizes, max_shapes=max_shapes)
         self.blocks = blocks
+        self.trait = trait
         self.factor_dtype: FactorDtype = factor_dtype
         self.members = [np.array(group) for group in groups]
         self.shapes = [padded_shape([sizes[i] for i in group]) for group in groups]
@@ -128,25 +133,27 @@ class BlockSource:
         """
 
         def make(item: Minibatch) -> tuple[Minibatch, Batch]:
-            return item, self._make(item, inputs)
+            return item, self.make(item, inputs)
 
         if self.streaming or inputs.in_file:
-            yield from prefetch(make, plan, ahead=_AHEAD)
+            yield from prefetch(make, plan, ahead=AHEAD)
         else:
             yield from map(make, plan)
 
-    def _make(self, item: Minibatch, inputs: VariantInputs) -> Batch:
+    def make(self, item: Minibatch, inputs: VariantInputs) -> Batch:
+        """The arrays of one minibatch."""
         index, count = self._part
         members = item.members.reshape(count, -1)[index]
         weight = item.weight.reshape(count, -1)[index]
         shape = self.shapes[item.bucket]
+        trait = np.full(len(members), self.trait, np.int32)
         found = inputs.gather([self._rows[i] for i in members], shape[1])
         if not self._on_device:
-            return self._place(Batch(self._pack(members, shape), found, weight))
+            return self._place(Batch(self._pack(members, shape), found, weight, trait))
         if item.bucket not in self._buckets:
             self._buckets[item.bucket] = self._send(self.members[item.bucket], shape)
         blocks = _take(self._buckets[item.bucket], self._position[members])
-        return Batch(blocks, *jax.device_put((found, weight)))
+        return Batch(blocks, *jax.device_put((found, weight, trait)))
 
     def _pack(self, members: NDArray[np.int64], shape: tuple[int, int]) -> Bucket:
         some = {i: self._load(i) for i in dict.fromkeys(members.tolist())}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 
     from deepwas.ld import LDBlock, LDStore
 
-__all__ = ["TraitBlock", "TraitBlocks", "blocks_with_scores", "open_trait", "whiten_trait"]
+__all__ = ["TraitBlock", "TraitBlocks", "blocks_with_scores", "open_trait"]
 
 # Enters the key of every cache: to be raised whenever whitening changes its results.
-_VERSION = 1
+_VERSION = 2
 Advance = Callable[[int, int], None]
 
 
@@ -43,8 +44,6 @@ class TraitBlock:
     observed: (m,) bool, the scored variants with a z-score.  sample_size: mean N of those.
     row_squares: (k,) float64, sum_j G_ij^2, the variance of y_i per unit of N f.
     encoded: the factor G (k, m) with its scales.  factor: the same, decoded, float32 (or float64).
-    loadings: None where factor[:, observed] is L^T, L the square root of the observed variants' LD, z = L y. Where
-        sample sizes differ the factor carries them, and this is L^T (k, observed), made from the store at each use.
 
     The factor may be given as an array, as a `Factor`, or as a function that loads one (then shape and row_squares
     must be given too). Each use of `encoded` or `factor` then loads it again, and nothing is kept: take it once.
@@ -62,7 +61,6 @@ class TraitBlock:
         scored: slice | None = None,
         shape: tuple[int, int] | None = None,
         row_squares: NDArray[np.float64] | None = None,
-        loadings: Callable[[], NDArray[Any]] | None = None,
     ):
         self.number = number
         self.rows = rows
@@ -71,7 +69,6 @@ class TraitBlock:
         self.observed = observed
         self.sample_size = sample_size
         self.scored = slice(0, rows.stop - rows.start) if scored is None else scored
-        self._loadings = loadings
         self._factor = Factor.of(factor) if isinstance(factor, np.ndarray) else factor
         if isinstance(self._factor, Factor):
             shape = self._factor.values.shape
@@ -95,11 +92,6 @@ class TraitBlock:
     def factor(self) -> NDArray[Any]:
         """The factor, (k, m), decoded."""
         return _decoded(self.encoded)
-
-    @property
-    def loadings(self) -> NDArray[Any] | None:
-        """See the class."""
-        return None if self._loadings is None else self._loadings()
 
 
 class TraitBlocks(Sequence[TraitBlock]):
@@ -166,6 +158,27 @@ class TraitBlocks(Sequence[TraitBlock]):
         """The whitened LD that block i of this trait was made with, whitener and all; made again from the store."""
         return self._trait.ld_block(self._store, int(self._summary["number"][i]))[0]
 
+    def ld_parts(self, i: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """G (k, m) of block i and L (observed, k), the square root of its observed variants' LD: z = L y.
+
+        In the digits of the LD store, whatever the dtype asked for. L^T is the observed columns of G unless sample
+        sizes differ, which G then carries. Read where they are kept, in float32 at least; else made again.
+        """
+        number = int(self._summary["number"][i])
+        if not self._summary["made"][i]:
+            whole = self._store.block(number)
+            return whole.factor, whole.loadings.T
+        if np.dtype(self._dtype).itemsize >= 4 and self._kept:
+            block = self.load(i)
+            if not self._summary["unequal"][i]:
+                return block.factor, block.factor[:, block.observed].T
+            # A factor held in memory is there without its loadings, as after damage to the cache.
+            if self._cache is not None and number not in self._held:
+                with suppress(CacheDamage):
+                    return block.factor, self._cache.read_loadings(number).T
+        own = self.ld_block(i)
+        return own.factor, own.loadings.T
+
     def close(self) -> None:
         """Close the cache. The LD store is the caller's."""
         if self._cache is not None:
@@ -188,7 +201,6 @@ class TraitBlocks(Sequence[TraitBlock]):
             inside,
             (here.stop - here.start, rows.stop - rows.start),
             self._summary["row_squares"][here],
-            (lambda: self.ld_block(i).loadings) if self._summary["unequal"][i] else None,
         )
 
     def _load(self, i: int) -> Factor:
@@ -263,8 +275,11 @@ def open_trait(
         return TraitBlocks(store, trait, opened.summary, factor_dtype, opened, {}, keep_factors)
     held: dict[int, Factor] = {}
     if cache is None:
-        keep = held.__setitem__ if keep_factors else None
-        summary = _whiten_all(store, trait, factor_dtype, keep, progress)
+
+        def hold(number: int, factor: Factor, _: NDArray[Any] | None) -> None:
+            held[number] = factor
+
+        summary = _whiten_all(store, trait, factor_dtype, hold if keep_factors else None, progress)
         return TraitBlocks(store, trait, summary, factor_dtype, None, held, keep_factors)
     with FactorCache.write(cache) as writer:
         summary = _whiten_all(store, trait, factor_dtype, writer.add if keep_factors else None, progress)
@@ -276,17 +291,6 @@ def open_trait(
     if note is not None:
         blocks.notes.append(note)
     return blocks
-
-
-def whiten_trait(
-    store: LDStore, frame: pl.DataFrame, *, variance_share: float = 1.0, progress: Advance | None = None
-) -> tuple[list[TraitBlock], Tally]:
-    """As `open_trait`, with every factor in memory, in float32: for problems that are small.
-
-    Returns the blocks that have any z-score, and the count of variants that no block models or scores.
-    """
-    blocks = open_trait(store, frame, variance_share=variance_share, progress=progress)
-    return [blocks.load(i) for i in range(len(blocks))], blocks.dropped
 
 
 class _Trait:
@@ -366,10 +370,12 @@ def _whiten_all(
     store: LDStore,
     trait: _Trait,
     dtype: FactorDtype,
-    keep: Callable[[int, Factor], Any] | None,
+    keep: Callable[[int, Factor, NDArray[Any] | None], Any] | None,
     progress: Advance | None,
 ) -> dict[str, NDArray[Any]]:
     """Whiten every block, hand the factors that are not the store's to `keep`, and return all the rest.
+
+    keep: called with number, factor, and loadings (k, observed) where N differs and the factor is in full digits.
 
     number, k, m, sample_size, made (whether the factor is the trait's own), unequal (whether N differs): (blocks,).
     whitened, row_squares: (sum of k,), block after block.
@@ -381,7 +387,8 @@ def _whiten_all(
         rows, observed = store.block_slice(number), block.scored
         factor = encode_factor(block.factor, dtype) if made else _encoded(store.factor(number), dtype)
         if made and keep is not None:
-            keep(number, factor)
+            full = unequal and factor.values.dtype.itemsize >= 4
+            keep(number, factor, block.loadings if full else None)
         whitened = np.asarray(block.whiten(trait.z[rows][observed]), dtype=np.float32)
         mean_n = trait.n[rows][observed].mean()
         values = (block.k, block.m, mean_n, made, unequal, whitened, _row_squares(factor))

@@ -3,18 +3,23 @@
     /                       attributes: format, format_version, key, summary (a checksum)
     /summary/NAME           small arrays, read when the file is opened
     /factors/00000/values, scale    a factor of one block; attribute sha256
+    /factors/00000/loadings         where sample sizes differ; attribute loadings_sha256
 
 It is beside a run for its later passes: it can always be made again, so whatever does not fit is, with a note.
 """
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
+import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,9 +29,10 @@ from deepwas.errors import DeepwasError
 from deepwas.files import atomic_path
 from deepwas.likelihood.factor import Factor
 
-__all__ = ["CacheDamage", "CacheWriter", "FactorCache", "digest", "remove_unfinished"]
+__all__ = ["CacheDamage", "CacheWriter", "FactorCache", "digest", "remove_unfinished", "scratch_folder"]
 
 _FORMAT, _FORMAT_VERSION = "deepwas-whitened", 1
+_SCRATCH, _LOCK = "deepwas-whitened-", "in_use"
 
 
 class CacheDamage(DeepwasError):
@@ -54,19 +60,43 @@ def remove_unfinished(path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder in the system's temporary one (TMPDIR) for a cache that ends with this process.
+
+    A process that is killed cannot remove its own. So each holds a lock on a file in its folder, which ends with it,
+    and the next one to start removes the folders whose lock nobody holds. Another user's are not touched.
+    """
+    with TemporaryDirectory(prefix=_SCRATCH) as name:
+        folder = Path(name)
+        for other in folder.parent.glob(f"{_SCRATCH}*"):
+            with suppress(OSError), open(other / _LOCK, "rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if other.stat().st_uid == os.getuid():
+                    shutil.rmtree(other)
+        with open(folder / ".unlocked", "wb") as own:
+            fcntl.flock(own, fcntl.LOCK_EX)
+            # Named so once it is locked: a lock that is only about to be taken would look like nobody's.
+            os.replace(folder / ".unlocked", folder / _LOCK)
+            yield folder
+
+
 class CacheWriter:
     """A cache that is being written; see `FactorCache.write`."""
 
     def __init__(self, handle: Any):
         self._handle = handle
 
-    def add(self, number: int, factor: Factor) -> None:
-        """Write the factor of one block."""
+    def add(self, number: int, factor: Factor, loadings: NDArray[Any] | None = None) -> None:
+        """Write the factor of one block, and its loadings where these are not in it."""
         group = self._handle.create_group(f"factors/{number:05d}")
         values, scale = np.asarray(factor.values), np.asarray(factor.scale)
         group.create_dataset("values", data=values)
         group.create_dataset("scale", data=scale)
         group.attrs["sha256"] = digest(values, scale)
+        if loadings is not None:
+            group.create_dataset("loadings", data=loadings)
+            group.attrs["loadings_sha256"] = digest(loadings)
 
     def finish(self, summary: Mapping[str, NDArray[Any]], key: str) -> None:
         """Write the small arrays and, last, what says that the file is complete."""
@@ -93,7 +123,7 @@ class FactorCache:
         self.summary = summary
         self._handle = handle
         self._lock = threading.Lock()
-        self._checked: set[int] = set()
+        self._checked: set[tuple[int, str]] = set()
 
     @classmethod
     @contextmanager
@@ -131,19 +161,27 @@ class FactorCache:
 
     def read(self, number: int) -> Factor:
         """The factor of one block; its checksum is verified the first time. CacheDamage if it does not fit."""
+        values, scale = self._read(number, "factor", ("values", "scale"), "sha256")
+        return Factor(values, scale)
+
+    def read_loadings(self, number: int) -> NDArray[Any]:
+        """The loadings of one block, likewise; CacheDamage also if there are none."""
+        return self._read(number, "loadings", ("loadings",), "loadings_sha256")[0]
+
+    def _read(self, number: int, what: str, names: tuple[str, ...], checksum: str) -> list[NDArray[Any]]:
         with self._lock:
             if not self._handle:
                 raise DeepwasError(f"{self.path}: this cache has been closed.")
             try:
                 group = self._handle[f"factors/{number:05d}"]
-                factor, stated = Factor(group["values"][:], group["scale"][:]), group.attrs["sha256"]
+                found, stated = [group[name][:] for name in names], group.attrs[checksum]
             except (OSError, RuntimeError, KeyError) as error:
-                raise CacheDamage(f"{self.path}: the factor of block {number} cannot be read ({error}).") from error
-        if number not in self._checked:
-            if digest(factor.values, factor.scale) != stated:
-                raise CacheDamage(f"{self.path}: the factor of block {number} does not fit its checksum.")
-            self._checked.add(number)
-        return factor
+                raise CacheDamage(f"{self.path}: the {what} of block {number} cannot be read ({error}).") from error
+        if (number, what) not in self._checked:
+            if digest(*found) != stated:
+                raise CacheDamage(f"{self.path}: the {what} of block {number} does not fit its checksum.")
+            self._checked.add((number, what))
+        return found
 
     def close(self) -> None:
         """Close the file."""

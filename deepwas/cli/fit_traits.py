@@ -1,0 +1,149 @@
+"""`deepwas fit-traits`: learn the priors of several traits by networks that share a trunk."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deepwas.cli._console import progress_of_stages, say
+from deepwas.cli._fit_options import given_options, with_option_flags
+from deepwas.errors import InputError
+from deepwas.options import FitOptions
+
+_INPUTS = "Inputs and outputs"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root application."""
+    app.command("fit-traits")(with_option_flags(fit_traits))
+
+
+def fit_traits(
+    ld: Annotated[Path, typer.Option(help="LD store, made by `deepwas ld build`.", rich_help_panel=_INPUTS)],
+    sumstats: Annotated[
+        list[str],
+        typer.Option(
+            help="A trait's name and its z-scores, such as height=height.parquet. Repeat for more.",
+            rich_help_panel=_INPUTS,
+            metavar="NAME=FILE",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write, with a run for each trait.", rich_help_panel=_INPUTS)],
+    annotations: Annotated[
+        list[Path] | None,
+        typer.Option(help="Annotations: of `deepwas annotate`, or a table. Repeat for more.", rich_help_panel=_INPUTS),
+    ] = None,
+    tracks: Annotated[
+        Path | None, typer.Option(help="Tracks around each variant, of `deepwas tracks`.", rich_help_panel=_INPUTS)
+    ] = None,
+    sequence: Annotated[
+        Path | None, typer.Option(help="Sequence around each variant, of `deepwas sequence`.", rich_help_panel=_INPUTS)
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A trait's weight in training, such as height=0.5; 1 where not given. Repeat for more.",
+            rich_help_panel=_INPUTS,
+            metavar="NAME=NUMBER",
+        ),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="A finished run whose trunks are taken over: adds traits to trained ones.", rich_help_panel=_INPUTS
+        ),
+    ] = None,
+    freeze_trunk: Annotated[
+        bool, typer.Option("--freeze-trunk", help="Train the new heads alone.", rich_help_panel=_INPUTS)
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an interrupted run in --out, same inputs and options.",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard too.", rich_help_panel=_INPUTS)
+    ] = False,
+    *,
+    flags: dict[str, Any],
+) -> None:
+    """Learn the priors of several traits by networks that share a trunk.
+
+    Each trait has a head of its own, its own sample size, missing variants
+    and noise, and the same sections of the genome held out. The folder gets
+    one run for each trait, which `deepwas priors` and all that reads runs
+    take as those of `deepwas fit`.
+
+    Example: deepwas fit-traits --ld ld.h5 --sumstats height=h.parquet --sumstats bmi=b.parquet
+    --annotations a.parquet --out runs
+    """
+    from deepwas.files import require_file
+
+    files = {name: Path(text) for name, text in _named("--sumstats", sumstats, "height=height.parquet").items()}
+    weights = {name: _number(name, text) for name, text in _named("--weight", weight or [], "height=0.5").items()}
+    options = FitOptions(**given_options(flags))
+    require_file(ld, "an LD store")
+    for name, path in files.items():
+        require_file(path, f"summary statistics of {name}")
+    for windows, what in ((tracks, "tracks"), (sequence, "sequence")):
+        if windows is not None:
+            require_file(windows, f"a file of `deepwas {what}`")
+    for path in annotations or []:
+        if "@" not in path.name:
+            require_file(path, "a table of annotations")
+    with ExitStack() as stack:
+        from deepwas.fitting_traits import fit_traits as run
+        from deepwas.summary import fits_table, verdicts
+
+        found = run(
+            ld,
+            files,
+            annotations or None,
+            tracks=tracks,
+            sequence=sequence,
+            options=options,
+            weights=weights,
+            start_from=start_from,
+            freeze_trunk=freeze_trunk,
+            out=out,
+            resume=resume,
+            tensorboard=tensorboard,
+            progress=stack.enter_context(progress_of_stages()),
+        )
+    from deepwas.cli._console import show
+
+    records = {name: fit.record for name, fit in found.items()}
+    show(fits_table(records))
+    for line in verdicts(records):
+        say(line)
+    for name in records:
+        say(
+            f"{name}: the run is in {out / name}; write its priors with: "
+            f"deepwas priors {out / name} --out {name}.tsv.gz"
+        )
+
+
+def _named(flag: str, texts: list[str], example: str) -> dict[str, str]:
+    """`NAME=TEXT` as name -> text; InputError for another form and for a name given twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = (x.strip() for x in text.partition("="))
+        if not (equals and name and value):
+            raise InputError(f"{flag} {text!r}: give a trait's name and what is its own, such as {flag} {example}.")
+        if name in found:
+            raise InputError(f"{flag}: {name} is given twice. Give every trait once, under its own name.")
+        found[name] = value
+    return found
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--weight {name}={text}: {text!r} is not a number.") from None
