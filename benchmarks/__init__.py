@@ -67,4 +67,9 @@ BENCHMARKS = (
         "How many variants a second are tracks and sequence extracted for, in how much memory, and read again?",
         "benchmarks.tracks",
     ),
+    Benchmark(
+        "loco",
+        "What does leaving one chromosome out cost on a whole genome, and does an interrupted fit end the same?",
+        "benchmarks.loco",
+    ),
 )

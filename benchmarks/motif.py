@@ -65,7 +65,15 @@ class Problem:
 
 
 QUICK = Problem(
-    train=24, validation=8, test=8, m=100, people=500, seeds=(0,), learning_rates=(0.005,), steps=20, evaluate_every=10
+    train=24,
+    validation=8,
+    test=8,
+    m=100,
+    people=500,
+    seeds=(0, 1),
+    learning_rates=(0.005,),
+    steps=20,
+    evaluate_every=10,
 )
 
 

@@ -169,8 +169,10 @@ def _run(
 
 def tidy(folder: Path, cache: str, lock: str) -> None:
     """Remove from a finished run what it needed to be resumed."""
-    for checkpoints in folder.glob("rotation_*/**/checkpoints"):
-        shutil.rmtree(checkpoints)
+    from deepwas.training.journal import remove_checkpoints
+
+    for own in folder.glob("rotation_*"):
+        remove_checkpoints(own)
     stem, suffix = Path(cache).stem, Path(cache).suffix
     patterns = [f"{stem}*{suffix}", f".*.partial.{stem}*{suffix}", lock, f"rotation_*/{lock}"]
     for pattern in [*patterns, "rotation_*/outcome.json", "rotation_*/log_f.npy"]:

@@ -83,7 +83,9 @@ def whitening_is_a_mistake(monkeypatch):
 
 def evaluations(run):
     """How many evaluations a run has recorded so far, over its rotations and networks."""
-    return sum(max(len(path.read_text().splitlines()) - 1, 0) for path in run.glob("rotation_*/**/metrics.csv"))
+    # Not by "**": folders of checkpoints vanish under it.
+    tables = [*run.glob("rotation_*/metrics.csv"), *run.glob("rotation_*/member_*/metrics.csv")]
+    return sum(max(len(path.read_text().splitlines()) - 1, 0) for path in tables)
 
 
 def figures(run):

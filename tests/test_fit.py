@@ -163,7 +163,7 @@ def test_cg_and_cholesky_train_to_the_same_prior(inputs):
 
 def test_too_few_cg_steps_are_raised_and_said(inputs, monkeypatch):
     _, store, z, annotations, _ = inputs
-    options = replace(QUICK, solver="cg", rtol=1e-4, cross_fit=False)
+    options = replace(QUICK, solver="cg", rtol=1e-4, cross_fit=False, steps=15)
     from deepwas.training import objective
 
     monkeypatch.setattr(objective.Solve, "__init__", _short_solve(objective.Solve.__init__))

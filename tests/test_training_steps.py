@@ -119,7 +119,7 @@ def test_a_network_in_bfloat16_leaves_the_likelihood_in_float32(blocks, features
         assert all(x.dtype == np.float32 for x in leaves(point))
         item = trainer.batches(np.arange(6), 0, 0)[0]
         batch = next(iter(trainer.source.batches([item], features)))[1]
-        assert trainer.steps._effect_variances(point, batch.inputs).dtype == np.float32
+        assert trainer.steps._effect_variances(point, batch).dtype == np.float32
         key, constant = np.zeros(2, np.uint32), jnp.asarray([START, 1.0], jnp.float32)
         total = trainer.steps.gradient(point, batch, key, np.uint32(0), constant, solve=trainer._first_solve(8, 8))
         assert {x.dtype for x in jax.tree.leaves(total)} == {np.dtype(np.float32)}

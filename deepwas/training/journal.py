@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from deepwas.files import read_json, write_json
 from deepwas.training.checkpoints import Checkpoints, Metrics
 from deepwas.training.state import State
 
-__all__ = ["CHECKPOINTS", "EVENTS", "Journal"]
+__all__ = ["CHECKPOINTS", "EVENTS", "Journal", "remove_checkpoints"]
 
 CHECKPOINTS, EVENTS = "checkpoints", "events.json"
 
@@ -78,3 +79,9 @@ class Journal:
         if keep:
             write_json(self.folder / EVENTS, state.events)
             self.checkpoints.save(state.step, state.tree())
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a rotation's networks, which have been trained."""
+    for own in (folder, *folder.glob("member_*")):
+        shutil.rmtree(own / CHECKPOINTS, ignore_errors=True)

@@ -19,6 +19,7 @@ from deepwas.options import FitOptions
 from deepwas.parallel import BlockDevices
 from deepwas.rendezvous import current
 from deepwas.training.ensemble import build_network, load_network, save_network
+from deepwas.training.journal import remove_checkpoints
 
 __all__ = ["OUTCOME", "PREDICTIONS", "Outcome", "finished_outcomes", "held_out"]
 
@@ -46,13 +47,17 @@ class Outcome:
         return self.log_f[rows - self.rows.start]
 
     def save(self, folder: Path) -> None:
-        """Write it into the rotation's folder; the record last, which says that all of it is there."""
+        """Write it into the rotation's folder; the record last, which says that all of it is there.
+
+        Checkpoints go then: a large network's take several times its size for each rotation.
+        """
         assert self.network is not None
         folder.mkdir(parents=True, exist_ok=True)
         save_network(folder, self.network)
         with atomic_path(folder / PREDICTIONS) as temporary, open(temporary, "wb") as handle:
             np.save(handle, self.log_f, allow_pickle=False)
         write_json(folder / OUTCOME, {"record": self.record, "counts": self.counts, "start": self.rows.start})
+        remove_checkpoints(folder)
 
     @classmethod
     def load(cls, folder: Path, options: FitOptions) -> Outcome:

@@ -3,8 +3,8 @@
 The learning rate rises geometrically, one update each. Before each update the batch's log-likelihood is compared with
 that of the start, the constant prior, on the same batch and with the same probes: what blocks differ by, which is far
 more than what a network gains, cancels. The gains are smoothed, and grow until the rate is too high for what was
-learned to stay. A quarter of the rate of greatest gain was, on simulated traits, within a factor of three of the best
-of a grid for linear networks, MLPs and residual ones, whose best rates are a factor of ten apart.
+learned to stay. The rate chosen is a quarter of that of the greatest gain. On four simulated traits it reached 78% to
+100% of the validation gain of the best of seven rates, which differ by a factor of ten between networks.
 """
 
 from __future__ import annotations

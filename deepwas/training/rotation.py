@@ -127,14 +127,14 @@ class RotationTask:
         return network
 
     def _network_record(self, inputs: VariantInputs, members: list[Trained], t: int) -> dict[str, Any]:
-        first = members[0]
+        first, tracks = members[0], inputs.sizes.tracks
         several = len(members) > 1
         events = [(f"network {e}: " if several else "") + text for e, x in enumerate(members) for text in x.events]
         waiting = [x.waiting for x in members if x.waiting is not None]
         return {
             "log_base": self.traits[t].base.log_scale,
             "inputs": [] if self.standardiser is None else list(self.standardiser.output_names),
-            "sizes": asdict(inputs.sizes),
+            "sizes": asdict(inputs.sizes) | {"tracks": None if tracks is None else list(tracks)},
             "standardiser": None if self.standardiser is None else self.standardiser.as_dict(),
             "best_step": first.best_step,
             "last_step": first.last_step,
