@@ -168,7 +168,12 @@ def _of_record(path: Path) -> dict[str, Any]:
 
 
 def write_config(
-    path: str | os.PathLike[str], paths: Mapping[str, Any], options: FitOptions, sections: Mapping[str, Iterable[str]]
+    path: str | os.PathLike[str],
+    paths: Mapping[str, Any],
+    options: FitOptions,
+    sections: Mapping[str, Iterable[str]],
+    *,
+    tensorboard: bool = False,
 ) -> None:
     """Write a TOML file that `read_config` reads back: the paths given, absolute, and every option in its section.
 
@@ -182,6 +187,8 @@ def write_config(
         return str(Path(value).resolve())
 
     content: dict[str, Any] = {name: absolute(value) for name, value in paths.items() if value}
+    if tensorboard:
+        content["tensorboard"] = True
     values = options.as_dict()
     for section, names in sections.items():
         content[section.lower()] = {name: values[name] for name in names if values[name] is not None}

@@ -23,7 +23,7 @@ from deepwas.runs import FORMAT, FORMAT_VERSION
 from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats, harmonise, read_harmonised, read_sumstats
 from deepwas.tally import Tally
 
-__all__ = ["FitInputs", "annotated", "harmonised", "read_inputs"]
+__all__ = ["FitInputs", "annotated", "describe_windows", "harmonised", "read_inputs"]
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _first_record(
             "files": [{"name": Path(name).name, "sha256": checksum} for name, checksum in features.files.items()],
             "content": _digest(features.values),
         }
-    inputs |= {name: None if found is None else _describe(found) for name, found in windows.items()}
+    inputs |= {name: None if found is None else describe_windows(found) for name, found in windows.items()}
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -202,7 +202,7 @@ def _first_record(
     }
 
 
-def _describe(windows: Windows) -> dict[str, Any]:
+def describe_windows(windows: Windows) -> dict[str, Any]:
     """A file of windows by its names and checksum; an array by its content."""
     known = getattr(windows, "checksum", None)
     names, path = getattr(windows, "names", None), getattr(windows, "path", None)

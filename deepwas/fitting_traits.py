@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -104,9 +105,10 @@ def _run(
 
     plans = plan_traits(store, {name: x.trait.frame for name, x in given.items()}, options)
     folders: dict[str, Path | None] = dict.fromkeys(given)
-    whole = None
+    whole, fresh, stood = None, False, False
     if out is not None:
         whole = Path(out)
+        stood = whole.exists()
         fresh = not (resume and whole.exists() and any(whole.iterdir()))
         _claim_all(whole, list(given), resume)
         folders = {name: whole / name for name in given}
@@ -137,7 +139,15 @@ def _run(
         for name, one in given.items()
     }
     weights = next(iter(given.values())).record["inputs"]["traits"]["weights"]
-    found = TraitsJob(jobs, options, whole, say, weights, start, freeze_trunk, tensorboard).run()
+    try:
+        found = TraitsJob(jobs, options, whole, say, weights, start, freeze_trunk, tensorboard).run()
+    except InputError:
+        # Only some faults show in training, as a column without values on its variants: then, too, nothing stays.
+        if whole is not None and fresh:
+            shutil.rmtree(whole)
+            if stood:
+                whole.mkdir()
+        raise
     if whole is not None:
         for name, fit in found.items():
             fit.save(whole / name)
@@ -179,7 +189,7 @@ def _check_start(start: Fit, given: FitInputs) -> None:
             raise InputError(f"{where}: its network has {field.name} {old}, now {new}. Give --{field.name} {old}.")
     for name in ("ld", "annotations", "tracks", "sequence"):
         then, here = (x["inputs"].get(name) or {} for x in (start.record, given.record))
-        key = "checksum" if name == "ld" else "content" if name == "annotations" else "sha256"
+        key = "checksum" if name == "ld" else "content"
         if then.get(key) != here.get(key):
             raise InputError(f"{where}: was fitted with other {name}. Give the same, or fit without --start-from.")
 

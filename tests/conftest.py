@@ -15,6 +15,7 @@ from pathlib import Path
 # Two test processes share two cores: threads of BLAS on top of that cost tenfold.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import hypothesis
 import jax
 import pytest
 
@@ -30,6 +31,9 @@ for _name, _value in {
     os.environ[_name.upper()] = str(_value)
 
 jax.config.update("jax_enable_x64", True)
+# How long an example takes hangs on what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

@@ -181,7 +181,7 @@ def test_settings_written_by_the_command_are_those_of_its_flags(tmp_path, run):
     for name in ("ld.h5", "z.parquet"):
         (tmp_path / name).write_text("x")
     flags = ["--ld", tmp_path / "ld.h5", "--sumstats", tmp_path / "z.parquet", "--out", tmp_path / "run"]
-    flags += ["--network", "constant", "--learning-rate", "auto", "--noise", "1"]
+    flags += ["--network", "constant", "--learning-rate", "auto", "--noise", "1", "--tensorboard"]
     run(*flags, "--write-config", tmp_path / "c.toml")
     assert not (tmp_path / "run").exists()
     assert run("--config", tmp_path / "c.toml") == run(*flags)

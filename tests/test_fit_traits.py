@@ -16,6 +16,7 @@ from deepwas.inputs import VariantInputs
 from deepwas.networks import make_network, of_trait, predict_log_variance, trunk_labels, with_trunk
 from deepwas.training.loop import Point, Trainer
 from deepwas.training.plan import plan_traits
+from deepwas.training.sections import make_rotations, without_overlap
 from deepwas.training.source import BlockSource
 from deepwas.training.trait import open_trait
 from deepwas.training.trait_sources import TraitSources
@@ -198,3 +199,39 @@ def test_what_cannot_be_fitted_together_is_refused(tiny, traits, tmp_path):
     frames = {"all": z.frame, "some": z.frame.filter(~first)}
     with pytest.raises(InputError, match=r"some: no z-score in section 0 of the genome \(from 1:"):
         plan_traits(store, frames, replace(OPTIONS, folds=4))
+
+
+def test_a_trunk_is_not_taken_from_a_run_on_other_tracks(tiny, traits):
+    _, store, z, _, _ = tiny
+    rng = np.random.default_rng(0)
+    one, other = (rng.normal(size=(store.n_variants, 5, 2)).astype(np.float32) for _ in range(2))
+    options = replace(OPTIONS, network="cnn", width=4, depth=1, hidden=(4,), steps=2, cross_fit=False)
+    start = deepwas.fit(store, z, tracks=one, options=options)
+    with pytest.raises(InputError, match="was fitted with other tracks"):
+        deepwas.fit_traits(store, {"new": z}, tracks=other, options=options, start_from=start)
+
+
+def test_a_fault_that_shows_in_training_leaves_no_folder(tiny, traits, tmp_path):
+    _, store, _, annotations, _ = tiny
+    values = annotations.values.copy()
+    values[:, 0] = np.nan
+    broken = replace(annotations, values=values)
+    with pytest.raises(InputError, match="missing for all"):
+        deepwas.fit_traits(store, traits, broken, options=OPTIONS, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_trait_trains_on_windows_that_reach_into_what_another_is_tested_on():
+    # Windows of 30 variants that score their middle 10; trait A lacks z-scores in block 2, B has all.
+    scored = [slice(10 * i, 10 * i + 10) for i in range(9)]
+    windows = [slice(max(x.start - 10, 0), min(x.stop + 10, 90)) for x in scored]
+    section = np.repeat([0, 1, 2], 3)
+    tested = [[scored[i] for i in np.flatnonzero(section == r)] for r in range(3)]
+    kept = [i for i in range(9) if i != 2]
+    rotations = make_rotations(section[kept])
+    arguments = rotations, [windows[i] for i in kept], [scored[i] for i in kept]
+    alone, _ = without_overlap(*arguments)
+    together, dropped = without_overlap(*arguments, tested)
+    assert kept.index(3) in alone[0].validation
+    assert kept.index(3) not in together[0].validation
+    assert kept.index(3) in dropped

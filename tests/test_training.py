@@ -13,6 +13,7 @@ from scipy.stats import multivariate_normal
 from deepwas.errors import InputError
 from deepwas.inputs import VariantInputs
 from deepwas.ld.block import LDBlock
+from deepwas.options import FitOptions
 from deepwas.training.baseline import (
     Spectrum,
     fit_scale,
@@ -21,6 +22,7 @@ from deepwas.training.baseline import (
     moment_effect_variance,
     spectrum,
 )
+from deepwas.training.loop import _relative_rates
 from deepwas.training.objective import Solve, ld_score_terms, likelihood_terms
 from deepwas.training.packing import pack_blocks, plan_shapes
 from deepwas.training.sections import (
@@ -275,3 +277,16 @@ def test_ld_score_terms_are_the_weighted_squares_of_regression():
         expected = 1.1 + 1e4 * sum(a * v for a, v in zip(adjusted, f, strict=True))
         total += weight * (block.z[j] ** 2 - expected) ** 2
     assert float(found[0]) == pytest.approx(-total, rel=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 0.5), (10, 0.0), (10, 0.2), (4, 0.9)])
+def test_no_step_has_a_rate_of_0(steps, warmup):
+    rates = _relative_rates(FitOptions(steps=steps, warmup=warmup))
+    warm = round(warmup * steps)
+    assert rates.shape == (steps,)
+    assert rates.min() > 0.04
+    assert rates.max() == 1
+    assert (np.diff(rates[:warm]) > 0).all()
+    assert (np.diff(rates[max(warm - 1, 0) :]) <= 0).all()
+    if warm < steps:
+        assert rates[warm] == 1

@@ -136,7 +136,7 @@ def fit(
     paths: dict[str, Any] = {name: settings.get(name) for name in PATHS}
     rotations = None if rotation is None else parse_rotations(rotation)
     if write_config_to is not None:
-        write_config(write_config_to, paths, options, SECTIONS)
+        write_config(write_config_to, paths, options, SECTIONS, tensorboard=bool(settings.get("tensorboard")))
         say(f"wrote {write_config_to}; use it with: deepwas fit --config {write_config_to}")
         return
     if missing := [f"--{name}" for name in ("ld", "sumstats", "out") if not paths[name]]:

@@ -10,6 +10,7 @@ import typer
 
 from deepwas.cli._console import progress_of_stages, say
 from deepwas.cli._fit_options import given_options, with_option_flags
+from deepwas.config import OPTIONS, read_config
 from deepwas.errors import InputError
 from deepwas.options import FitOptions
 
@@ -59,6 +60,13 @@ def fit_traits(
     freeze_trunk: Annotated[
         bool, typer.Option("--freeze-trunk", help="Train the new heads alone.", rich_help_panel=_INPUTS)
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML, or the run.json of a run, for the options of the fit; its paths are not used. Flags override.",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -87,7 +95,8 @@ def fit_traits(
 
     files = {name: Path(text) for name, text in _named("--sumstats", sumstats, "height=height.parquet").items()}
     weights = {name: _number(name, text) for name, text in _named("--weight", weight or [], "height=0.5").items()}
-    options = FitOptions(**given_options(flags))
+    settings = {} if config is None else read_config(config)
+    options = FitOptions(**({name: x for name, x in settings.items() if name in OPTIONS} | given_options(flags)))
     require_file(ld, "an LD store")
     for name, path in files.items():
         require_file(path, f"summary statistics of {name}")

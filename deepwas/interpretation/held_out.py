@@ -124,7 +124,7 @@ def open_held_out(
     sequence: Windows | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[HeldOut]:
-    """Put a run together again. InputError if LD store or annotations are not those of the run."""
+    """Put a run together again. InputError if LD store, annotations, tracks or sequence are not those of the run."""
     _check(fit, store, annotations, tracks, sequence)
 
     from deepwas.training.loop import Trainer
@@ -155,6 +155,8 @@ def open_held_out(
 def _check(
     fit: Fit, store: LDStore, annotations: Annotations | None, tracks: Windows | None, sequence: Windows | None
 ) -> None:
+    from deepwas.fit_inputs import describe_windows
+
     inputs = fit.record["inputs"]
     if inputs["ld"]["checksum"] != store.checksum:
         raise InputError(
@@ -175,4 +177,10 @@ def _check(
         if (inputs.get(name) is None) != (given is None):
             raise InputError(
                 f"the run was made {'without' if inputs.get(name) is None else 'with'} {name}. Give just it."
+            )
+        if given is not None and describe_windows(given)["content"] != inputs[name]["content"]:
+            own = inputs[name]
+            raise InputError(
+                f"{name}, {tuple(given.shape)}: not what the run was made with, which is {tuple(own['shape'])} from "
+                f"{own['file'] or 'an array'}: the content differs. Give that."
             )

@@ -131,9 +131,9 @@ def _permuted(
 ) -> VariantInputs:
     inputs = section.inputs
     if feature.kind == "window":
-        (whole,) = spans if len(spans) == 1 else (np.concatenate(spans),)
-        shift = int(rng.integers(len(whole) // 4, max(3 * len(whole) // 4, 1) + 1))
-        moved = _Shifted(getattr(inputs, feature.name), int(whole.min()), int(whole.max()) + 1, shift)
+        own = np.sort(np.concatenate(spans))
+        shift = int(rng.integers(len(own) // 4, max(3 * len(own) // 4, 1) + 1))
+        moved = _Shifted(getattr(inputs, feature.name), own, shift)
         changed: dict[str, Any] = {feature.name: moved}
         return replace(inputs, **changed)
     order = [(span, rng.permutation(span)) for span in spans]
@@ -160,11 +160,13 @@ def _columns(standardiser: Any, members: Sequence[str]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Shifted:
-    """Windows of which rows start to stop are moved along by `shift`, those at the end coming in at the beginning."""
+    """Windows moved along by `shift` among some rows: in place of rows[i] is rows[i + shift], around the end.
+
+    rows: (n,), ascending, not always without gaps: a section may be chromosomes far apart. All others stay.
+    """
 
     whole: Windows
-    start: int
-    stop: int
+    rows: NDArray[np.int64]
     shift: int
 
     @property
@@ -176,9 +178,9 @@ class _Shifted:
         return self.whole.dtype
 
     def __getitem__(self, rows: slice, /) -> NDArray[Any]:
-        first, last, _ = rows.indices(self.shape[0])
-        here = np.arange(first, last)
-        inside = (here >= self.start) & (here < self.stop)
-        here[inside] = self.start + (here[inside] - self.start + self.shift) % (self.stop - self.start)
+        start, stop, _ = rows.indices(self.shape[0])
+        here = np.arange(start, stop)
+        own = np.arange(*np.searchsorted(self.rows, (start, max(start, stop))))
+        here[self.rows[own] - start] = self.rows[(own + self.shift) % len(self.rows)]
         parts = np.split(here, np.flatnonzero(np.diff(here) != 1) + 1)
         return np.concatenate([self.whole[int(p[0]) : int(p[-1]) + 1] for p in parts if len(p)] or [self.whole[0:0]])

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -46,6 +45,7 @@ from deepwas.training.rotation import RotationTask, TraitPart, rows_of_inputs
 from deepwas.training.sections import Rotation
 from deepwas.training.source import BlockSource
 from deepwas.training.trait import open_trait
+from deepwas.training.whitened import scratch_folder
 
 __all__ = ["CACHE", "LOCK", "Job"]
 
@@ -112,7 +112,7 @@ class Job:
         # only libraries that are loaded by now are limited.
         stack.enter_context(threadpool_limits(1, user_api="blas"))
         # Without a run folder the trait's own factors go to the system's (TMPDIR), as they may not fit in memory.
-        folder = self.folder or Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-")))
+        folder = self.folder or stack.enter_context(scratch_folder())
         # Processes that train rotations of one run share the cache: the first makes it, the others wait for it.
         with exclusive(folder / LOCK):
             self.blocks = stack.enter_context(

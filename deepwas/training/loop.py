@@ -382,10 +382,10 @@ class Trainer:
 
 
 def _relative_rates(options: FitOptions) -> NDArray[np.float64]:
-    """Learning rate of each step over its peak: linear warm-up, then cosine decay to 5%."""
-    warm = max(1, round(options.warmup * options.steps))
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warm, max(options.steps, warm + 1), 0.05)
-    return np.asarray(schedule(np.arange(options.steps)), np.float64)
+    """Learning rate of each step over its peak: linear warm-up, which reaches it, then cosine decay to 5%."""
+    warm = round(options.warmup * options.steps)
+    decay = optax.cosine_decay_schedule(1.0, max(options.steps - warm, 1), 0.05)
+    return np.concatenate([np.arange(1, warm + 1) / max(warm, 1), np.asarray(decay(np.arange(options.steps - warm)))])
 
 
 def _key(seed: int) -> NDArray[np.uint32]:

@@ -88,7 +88,7 @@ def ld_score_terms(
 
     r^2 comes from the block's truncated LD, R = G^T G, whose largest directions carry nearly all of the sum of squares,
     adjusted for a panel of n_panel people; weights are those of S-LDSC under the constant prior (effect variance,
-    noise). G must not carry sample sizes that differ between variants (`TraitBlock.loadings`): then R is not G^T G.
+    noise). G must not carry sample sizes that differ between variants (`TraitBlocks.ld_parts`): then R is not G^T G.
     """
 
     def one(block: Bucket, f: Array) -> Array:

@@ -120,7 +120,10 @@ def _plan(store: LDStore, frame: pl.DataFrame, options: FitOptions, known: Mappi
     sizes = [rows.stop - rows.start for rows in scored]
     section = _sections(store, numbers, options) if known is None else np.array([known[n] for n in numbers])
     rotations = make_rotations(section)[: None if options.rotates else 1]
-    rotations, dropped = without_overlap(rotations, candidates, scored)
+    tested = None
+    if known is not None:
+        tested = [[store.scored_slice(n) for n, own in known.items() if own == r] for r in range(len(rotations))]
+    rotations, dropped = without_overlap(rotations, candidates, scored, tested)
     tally = Tally()
     for i in dropped:
         text = "variants of LD windows that reach into a test section, left out of training for it"

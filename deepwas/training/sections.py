@@ -115,7 +115,10 @@ def make_rotations(section: NDArray[np.int64]) -> list[Rotation]:
 
 
 def without_overlap(
-    rotations: Sequence[Rotation], candidates: Sequence[slice], scored: Sequence[slice]
+    rotations: Sequence[Rotation],
+    candidates: Sequence[slice],
+    scored: Sequence[slice],
+    tested: Sequence[Sequence[slice]] | None = None,
 ) -> tuple[list[Rotation], NDArray[np.int64]]:
     """The rotations without the training and validation blocks that reach into their test section.
 
@@ -124,14 +127,18 @@ def without_overlap(
     that reach into the validation section stay: that section chooses a step, and no result is read from it.
 
     candidates, scored: of each block, rows of the store.
+    tested: of each rotation, rows that its test section scores, where other traits test more than these blocks do;
+        None for those of the test blocks.
     Returns also the indices of the blocks left out of any rotation. InputError if a rotation has then nothing left to
     train on, or to stop by.
     """
     low, high = np.array([(rows.start, rows.stop) for rows in candidates]).T
     first, last = np.array([(rows.start, rows.stop) for rows in scored]).T
     out, dropped = [], np.zeros(len(candidates), dtype=bool)
-    for rotation in rotations:
+    for i, rotation in enumerate(rotations):
         starts, stops = first[rotation.test], last[rotation.test]
+        if tested is not None:
+            starts, stops = np.array([(rows.start, rows.stop) for rows in tested[i]]).T
         reaches = np.any((low[:, None] < stops[None, :]) & (starts[None, :] < high[:, None]), axis=1)
         train, validation = (x[~reaches[x]] for x in (rotation.train, rotation.validation))
         for name, blocks in (("training", train), ("validation", validation)):

@@ -76,7 +76,8 @@ class BlockSource:
     max_shapes: padded shapes at most; each is compiled.
     hold: where factors within `memory_gb` are held: 'host' or 'device', None for the host on a CPU, else the device.
     place: called with a `Batch` of NumPy arrays, returns it on the devices; None for the default device.
-    trait: number of the trait among those of a network.
+    trait: number of the trait among those of a network.  share: of the free memory that is this source's, where
+        `memory_gb` does not say.
     part: (i, n): make only the i-th of n equal parts of each batch, for `place` to put together with the others.
 
     members: per shape, indices of its blocks.  shapes: (k, m) after padding.  eigenvalues: (n_blocks,), k of each.
@@ -94,6 +95,7 @@ class BlockSource:
         place: Callable[[Batch], Batch] | None = None,
         part: tuple[int, int] = (0, 1),
         trait: int = 0,
+        share: float = 1.0,
     ):
         if memory_gb is not None and not memory_gb >= 0:
             raise InputError(f"memory is {memory_gb} GB; give 0 (always stream) or more.")
@@ -114,7 +116,7 @@ class BlockSource:
         held = self.shapes if where == "device" else None
         padded = [k * m * len(g) for (k, m), g in zip(self.shapes, self.members, strict=True)]
         self.needed = np.dtype(factor_dtype).itemsize * (sum(padded) if held else sum(k * m for k, m in sizes))
-        allowed = _free_bytes(where) if memory_gb is None else 1e9 * memory_gb
+        allowed = share * _free_bytes(where) if memory_gb is None else 1e9 * memory_gb
         self.streaming = self.needed > allowed
         self._on_device = where == "device" and not self.streaming
         self._place = place or jax.device_put

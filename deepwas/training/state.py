@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array
 from numpy.typing import ArrayLike
 
 from deepwas.parallel import BlockDevices
@@ -148,8 +147,3 @@ class State:
             self._trees, devices.of_first(tuple(getattr(self, name) for name in self._trees)), strict=True
         ):
             setattr(self, name, tree)
-
-
-def is_ready(array: Array | None) -> bool:
-    """Whether the device has computed an array already; True for None."""
-    return array is None or bool(getattr(array, "is_ready", lambda: True)())

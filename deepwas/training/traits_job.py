@@ -95,6 +95,7 @@ class TraitsJob:
                 place=devices.place,
                 part=devices.part,
                 trait=t,
+                share=1 / len(jobs),
             )
             for t, job in enumerate(jobs)
         ]
