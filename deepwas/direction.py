@@ -8,7 +8,12 @@ Null: no direction, so that y_b and -y_b have the same law. Blocks' signs are fl
 distribution of effects, and also where f was learned from the very same z-scores: the likelihood that trained it, early
 stopping, the noise and the LD mismatch tests see y_b only through squares, so that flipped data give the same f.
 
-Source of the idea of flipping signs by block: Reshef et al. 2018 (signed LD profile regression).
+The null is of no direction at all, and the coding of alleles is one: if minor, or derived, alleles lower the trait on
+average, any score that tracks minor or derived status rejects it and need know nothing else. The test does not
+condition on that.
+
+Source of the idea of flipping signs by block: Reshef et al. 2018 (signed LD profile regression), who condition on
+columns of the minor allele in bins of its frequency.
 """
 
 from __future__ import annotations
@@ -171,8 +176,9 @@ def test_direction(
     The test's statistic T is u'A^-1 u, or with a normal prior on the weights twice the largest marginal gain; its p
     comes from flips of sign by block, exact for blocks without flanks. Columns have their own p, and one adjusted for
     the largest of all. The held-out gain compares, on each section of the run, the likelihood with w fitted on the
-    other sections and without a mean. The directional share is sum_j mu_j^2 / sum_j f_j over the variants modelled,
-    less what error in w adds (with a prior on w: its posterior mean), with a block jackknife.
+    other sections, but for windows that share variants with it, and without a mean. The directional share is sum_j
+    mu_j^2 / sum_j f_j over the variants modelled, less what error in w adds (with a prior on w: its posterior mean),
+    with a block jackknife.
 
     Cost: once O(k^2 m + k m p + k p^2) a block, in float64; memory one block, the scores, and up to 1 GB of sums.
     Raises InputError if run, LD store and scores do not belong together.
@@ -238,7 +244,8 @@ def _judge(
         )
     test = flip_test(terms, head, permutations=options.permutations, rng=np.random.default_rng(options.seed))
     weights = head.fit(u)
-    gains = _held_out(sums, ridge)
+    candidates = np.array([(rows.start, rows.stop) for rows in map(store.block_slice, sums.number.tolist())])
+    gains = _held_out(sums, candidates, ridge)
     total_f = float(prior.f[prior.scored].sum())
     share, share_error = _share(head, weights, sums, scaled.squares / total_f)
     error = float(np.sqrt(len(gains)) * np.std(gains, ddof=1))
@@ -296,13 +303,27 @@ def _groups(store: LDStore, numbers: NDArray[np.int64], together: int) -> NDArra
     return out
 
 
-def _held_out(sums: BlockSums, ridge: bool) -> Array:
-    """(cells,), log-likelihood of each cell with w fitted on the other sections, over that without a mean, in nats."""
+def _held_out(sums: BlockSums, candidates: NDArray[np.int64], ridge: bool) -> Array:
+    """(cells,), log-likelihood of each cell with w fitted on the other sections, over that without a mean, in nats.
+
+    candidates: (blocks, 2), first row of the store and the one past the last. Cells with a window that shares any with
+    the section tested, and so its causal effects, are left out of the fit.
+    """
     u = sums.by_cell()
     out = np.zeros(len(u))
+    low, high = candidates.T
     for section in np.unique(sums.cell_section):
         here = sums.cell_section == section
-        w = Head.of(sums.A[~here].sum(axis=0), ridge).fit(u[~here].sum(axis=0)).w
+        starts, stops = (np.sort(x[here[sums.cell]]) for x in (low, high))
+        shares = np.searchsorted(starts, high, "left") > np.searchsorted(stops, low, "right")
+        fitted = np.ones(len(here), dtype=bool)
+        fitted[sums.cell[shares]] = False
+        if not fitted.any():
+            raise InputError(
+                f"every LD window shares variants with those of section {section}, so none is left to fit weights on "
+                "that are tested there. Fit with fewer folds, shorter windows or more of the genome."
+            )
+        w = Head.of(sums.A[fitted].sum(axis=0), ridge).fit(u[fitted].sum(axis=0)).w
         out[here] = u[here] @ w - 0.5 * np.einsum("i,cij,j->c", w, sums.A[here], w)
     return out
 

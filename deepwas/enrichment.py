@@ -19,7 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.annotations import Annotations, Standardiser
-from deepwas.enrichment_reml import SHIFT, Maximum, SoftplusLikelihood, leave_out, maximise, pieces, softplus
+from deepwas.enrichment_reml import (
+    SHIFT,
+    Maximum,
+    SoftplusLikelihood,
+    at_bound,
+    in_one_group,
+    leave_out,
+    maximise,
+    pieces,
+    softplus,
+)
 from deepwas.enrichment_table import Enrichment, Estimate, ratios
 from deepwas.errors import DataWarning, DeepwasError, InputError
 from deepwas.tally import Tally
@@ -38,7 +48,6 @@ Progress = Callable[[str, int, int], None]
 PathLike = str | os.PathLike[str]
 
 GROUPS = 200
-_LEAST_INFORMATION = 0.1
 
 
 def estimate_enrichment(
@@ -168,9 +177,10 @@ def enrichment_of_blocks(
     model.progress = None
     left_out, far = _replicates(model, found, jackknife, say)
     binary = _binary(values[scored])
-    bound = _at_bound(found, binary, standardiser)
-    _warn(found, far, bound, names)
-    return _summarised(model, found, left_out, standardiser, scored, tally, jackknife, binary=binary, bound=bound)
+    bound = binary & at_bound(found, standardiser.means, standardiser.scales)
+    one_group = in_one_group(found, len(names)) & ~bound
+    _warn(found, far, bound, one_group, names)
+    return _summarised(model, found, left_out, standardiser, scored, tally, jackknife, (binary, bound, one_group))
 
 
 def enrichment_of_prior(
@@ -216,6 +226,7 @@ def enrichment_of_prior(
         names=tuple(names),
         binary=_binary(annotations),
         bound=np.zeros(len(names), bool),
+        one_group=np.zeros(len(names), bool),
         prop=present.sum(axis=0) / len(f),
         scale=scale,
         n_variants=len(f),
@@ -273,26 +284,24 @@ def _replicates(model: SoftplusLikelihood, found: Maximum, jackknife: Jackknife,
     return refitted, 0
 
 
-def _at_bound(found: Maximum, binary: NDArray[np.bool_], standardiser: Standardiser) -> NDArray[np.bool_]:
-    """Binary annotations whose likelihood no longer changes with their variants' effect variance, (p,): it is about 0.
-
-    That is where a change of their linear predictor by 1 has an information below 0.1: a standard error above 3.
-    """
-    p = len(standardiser.names)
-    directions = np.zeros((p, len(found.theta)))
-    directions[:, 0] = standardiser.means
-    directions[np.arange(p), 1 + np.arange(p)] = standardiser.scales
-    information = np.einsum("ip,pq,iq->i", directions, found.terms.total().information, directions)
-    return binary & (information < _LEAST_INFORMATION)
-
-
-def _warn(found: Maximum, far: int, bound: NDArray[np.bool_], names: Sequence[str]) -> None:
+def _warn(
+    found: Maximum, far: int, bound: NDArray[np.bool_], one_group: NDArray[np.bool_], names: Sequence[str]
+) -> None:
     """Say where the likelihood is flat: standard errors are not to be trusted there."""
     if bound.any():
         few = [name for name, own in zip(names, bound, strict=True) if own]
         warnings.warn(
             f"annotation {', '.join(few[:20])}: an effect variance of 0 fits as well as any near it, or too few "
             "variants say otherwise. The estimate has come to its bound, and has no standard error.",
+            DataWarning,
+            stacklevel=3,
+        )
+    if one_group.any():
+        few = [name for name, own in zip(names, one_group, strict=True) if own]
+        warnings.warn(
+            f"annotation {', '.join(few[:20])}: one of the {len(found.terms.value)} groups of LD blocks holds more "
+            "than 80% of the information, so a jackknife cannot tell the error: none is given, and no p-value. Leave "
+            "the annotation out, or join it to others like it; if there are more blocks than groups, raise --groups.",
             DataWarning,
             stacklevel=3,
         )
@@ -315,11 +324,12 @@ def _summarised(
     scored: NDArray[np.int64],
     tally: Tally,
     jackknife: Jackknife,
-    *,
-    binary: NDArray[np.bool_],
-    bound: NDArray[np.bool_],
+    masks: tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]],
 ) -> Enrichment:
-    """Sums over the scored variants, at the estimate and at each leave-one-out estimate."""
+    """Sums over the scored variants, at the estimate and at each leave-one-out estimate.
+
+    masks: binary, bound and one_group of `Enrichment`.
+    """
     theta = np.vstack([found.theta, left_out]).T  # (P, 1 + n_groups)
     p, n = len(standardiser.names), theta.shape[1]
     total, slope, of, x_sum = np.zeros(n), np.zeros(n), np.zeros((p, n)), np.zeros(p)
@@ -359,8 +369,9 @@ def _summarised(
     }
     return Enrichment(
         names=standardiser.names,
-        binary=binary,
-        bound=bound,
+        binary=masks[0],
+        bound=masks[1],
+        one_group=masks[2],
         prop=x_sum / len(scored),
         scale=standardiser.scales,
         n_variants=len(scored),

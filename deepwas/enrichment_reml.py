@@ -25,7 +25,18 @@ from deepwas.errors import DeepwasError
 if TYPE_CHECKING:
     from deepwas.training.trait import TraitBlock
 
-__all__ = ["Maximum", "SoftplusLikelihood", "Terms", "block_terms", "leave_out", "maximise", "pieces", "softplus"]
+__all__ = [
+    "Maximum",
+    "SoftplusLikelihood",
+    "Terms",
+    "at_bound",
+    "block_terms",
+    "in_one_group",
+    "leave_out",
+    "maximise",
+    "pieces",
+    "softplus",
+]
 
 Floats = NDArray[np.float64]
 Advance = Callable[[int, int], None]
@@ -38,6 +49,8 @@ _MOST_STEPS = 100
 _DECREMENT = 1e-6  # squared distance to the maximum in standard errors
 _FLAT, _FAR = 1e-5, 1e-3  # a step that gains less than so many nats, at such a distance, shows a flat likelihood
 _SINGULAR = 1e-11
+_LEAST_INFORMATION = 0.1
+_LEAST_LEFT = 0.2  # of the information about a weight, without the group of blocks that holds most of it
 
 
 def softplus(u: Floats) -> Floats:
@@ -281,6 +294,39 @@ def leave_out(model: SoftplusLikelihood, found: Maximum) -> tuple[Floats, int]:
         open_ = open_[growth > _LARGEST_GROWTH]
         steps[open_] /= 2
     return found.theta + steps, int((far > _LARGEST_STEP).sum())
+
+
+def at_bound(found: Maximum, means: Floats, scales: Floats) -> NDArray[np.bool_]:
+    """Whether the likelihood no longer changes with the effect variance of a binary annotation's variants, (p,).
+
+    It is about 0 there: a change of their linear predictor by 1 has an information below 0.1, a standard error above 3.
+    means, scales: (p,), by which the annotations were standardised.
+    """
+    p = len(means)
+    directions = np.zeros((p, len(found.theta)))
+    directions[:, 0] = means
+    directions[np.arange(p), 1 + np.arange(p)] = scales
+    information = np.einsum("ip,pq,iq->i", directions, found.terms.total().information, directions)
+    return information < _LEAST_INFORMATION
+
+
+def in_one_group(found: Maximum, p: int) -> NDArray[np.bool_]:
+    """Annotations of which one group of blocks holds more than 80% of the information, (p,): no jackknife is possible.
+
+    Without that group nothing is known of the weight, `leave_out` leaves it where it is, and the group that matters
+    adds nothing to the standard error. Information about w_i is meant with the intercept unknown, I_ii - I_0i^2 / I_00,
+    so that it is the same for x, 1 - x and x + 100.
+    """
+    i = 1 + np.arange(p)
+
+    def about(information: Floats) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return information[..., i, i] - information[..., 0, i] ** 2 / information[..., :1, 0]
+
+    each = found.terms.information
+    whole = each.sum(axis=0)
+    left = about(whole - each)
+    return (about(whole) > 0) & ~(left > _LEAST_LEFT * about(whole)).all(axis=0)
 
 
 def damped_solve(information: Floats, score: Floats, damping: float) -> Floats:

@@ -79,7 +79,9 @@ class Enrichment:
         difference    mean of f weighted by x less mean of f weighted by 1 - x, whose z-score tests enrichment = 1
 
     names: (p,).  binary: (p,) bool.  bound: (p,) bool, where the estimate is at its lower bound, an effect variance of
-        0, and jackknife errors mean nothing.  prop: (p,).  scale: (p,), standard deviation of x.
+        0, and jackknife errors mean nothing.  one_group: (p,) bool, where nearly all that is known of the annotation
+        comes from one group of blocks, and they mean nothing either; see `deepwas.enrichment_reml.in_one_group`.
+    prop: (p,).  scale: (p,), standard deviation of x.
     coefficient: average of df_j / dx_ja, the change of a variant's effect variance by one unit of the annotation, all
         others held: tau of S-LDSC, which it is where the prior is linear. None for a prior that is not softplus-linear.
     enrichment: NaN where the mean of x is not positive, or next to 0.  difference: NaN where that mean is 0 or 1.
@@ -90,6 +92,7 @@ class Enrichment:
     names: tuple[str, ...]
     binary: NDArray[np.bool_]
     bound: NDArray[np.bool_]
+    one_group: NDArray[np.bool_]
     prop: Floats
     scale: Floats
     n_variants: int
@@ -119,7 +122,7 @@ class Enrichment:
 
         Enrichment_p: two-sided, Student's t of `difference` over its standard error, as in S-LDSC. Missing values are
         null: enrichment where the annotation's mean is not positive; coefficients and p-values of a prior that was
-        given; errors and p-values where the estimate is at its bound.
+        given; errors and p-values where the estimate is at its bound, or rests on one group of blocks.
         """
         from scipy.stats import t
 
@@ -157,8 +160,9 @@ class Enrichment:
                 "Coefficient_std_std_error": _with_first(np.nan, star_error),
                 "Binary": [True, *self.binary.tolist()],
             }
+        blank = np.append(False, self.bound | self.one_group)
         for name in _ERRORS:
-            columns[name] = np.where(np.append(False, self.bound), np.nan, columns[name])
+            columns[name] = np.where(blank, np.nan, columns[name])
         found = pl.DataFrame(columns)
         floats = [name for name, kind in found.schema.items() if kind == pl.Float64]
         return found.with_columns(

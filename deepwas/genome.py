@@ -106,6 +106,21 @@ def require_build(path: str | os.PathLike[str], lengths: Mapping[str, int], buil
     )
 
 
+def require_positions(what: str, furthest: Mapping[str, int], build: str) -> None:
+    """InputError if a chromosome has a position beyond its end on the build.
+
+    furthest: the greatest position, counted from 1, by chromosome. Those of which no length is known are not compared.
+    """
+    known = CHROMOSOME_LENGTHS[build]
+    for name, position in furthest.items():
+        if name in known and position > known[name]:
+            tables = CHROMOSOME_LENGTHS.items()
+            fits = [b for b, table in tables if all(x <= table.get(n, x) for n, x in furthest.items())]
+            advice = f"They fit {fits[0]}: give --build {fits[0]}." if fits else "They fit no known build."
+            end = f"{known[name]:,}, the end of chromosome {name} on {build}"
+            raise InputError(f"{what}: position {position:,} is beyond {end}. {advice}")
+
+
 def read_intervals(path: str | os.PathLike[str], *, names: tuple[str, ...] = ()) -> pl.DataFrame:
     """Read a BED file (plain or gzip): columns CHR, START, END, then as many further columns as `names` asks for.
 

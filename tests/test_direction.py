@@ -381,8 +381,36 @@ def test_overlapping_windows_flip_together_and_borrow_a_prior(tmp_path):
         found = direction.test_direction(fit, store, scores, options=DirectionOptions(permutations=99, flip_together=2))
         assert found.record["test"]["exact"] is False
         assert 8 <= found.record["test"]["groups"] < found.record["blocks"]
+        assert_held_out_of_windows(found, prior, store, scores)
         with pytest.raises(InputError, match=r"of 10 LD block\(s\) can change sign"):
             direction.test_direction(fit, store, scores)
+
+
+def test_windows_that_all_overlap_leave_no_weights_to_test():
+    two = np.arange(2)
+    sums = direction_blocks.BlockSums(two, np.ones((2, 1)), two, np.ones((2, 1, 1)), two)
+    np.testing.assert_allclose(direction._held_out(sums, np.array([[0, 5], [5, 9]]), False), [0.5, 0.5])
+    with pytest.raises(InputError, match="every LD window shares variants with those of section 0"):
+        direction._held_out(sums, np.array([[0, 5], [4, 9]]), False)
+
+
+def assert_held_out_of_windows(found, prior, store, scores):
+    """Gains with weights of the windows that share no variant with any window of the section tested."""
+    q = store.variants["FREQ"].to_numpy()
+    S = scores.values.astype(float) * np.sqrt(2 * q * (1 - q))[:, None]
+    blocks = list(open_trait(store, prior.frame))
+    terms = [block_terms(b, S[b.rows], prior.f[b.rows], prior.noise[b.number]) for b in blocks]
+    section = np.array([prior.section[b.number] for b in blocks])
+    left = []
+    for i, (own, (A_i, u_i)) in enumerate(zip(section, terms, strict=True)):
+        tested = [set(range(b.rows.start, b.rows.stop)) for b, s in zip(blocks, section, strict=True) if s == own]
+        apart = [
+            j for j, b in enumerate(blocks) if not any(t.intersection(range(b.rows.start, b.rows.stop)) for t in tested)
+        ]
+        left.append(int((section != own).sum()) - len(apart))
+        w = np.linalg.solve(sum(terms[j][0] for j in apart), sum(terms[j][1] for j in apart))
+        assert found.blocks["GAIN"][i] == pytest.approx(u_i @ w - 0.5 * w @ A_i @ w)
+    assert set(left) == {2, 4}  # two windows at each end
 
 
 def test_what_does_not_belong_together_is_refused(store, planted, tmp_path):

@@ -257,6 +257,37 @@ def test_an_annotation_without_heritability_comes_to_its_bound():
     assert abs(found.enrichment.value[0] - true) < 3 * table["Enrichment_std_error"][1]
 
 
+@pytest.mark.parametrize("coded", [lambda x: x, lambda x: 1 - x, lambda x: x + 100])
+def test_an_annotation_of_one_group_of_blocks_has_no_error(trait, coded):
+    """Nothing is known of it without that group, and its jackknife would say that it is known exactly."""
+    block, rng = np.arange(len(trait.x)) // 60, np.random.default_rng(5)
+    one = coded(((block == 7) & (rng.random(len(block)) < 0.5)).astype(np.float32))
+    with pytest.warns(DataWarning, match=r"annotation local: one of the 30 groups of LD blocks holds more than 80%"):
+        found = enrichment_of_blocks(
+            trait.blocks[:30], np.column_stack([trait.x, one])[:1800], (*NAMES, "local"), noise=1.0
+        )
+    assert found.one_group.tolist() == [False, False, False, True]
+    assert not found.bound.any()
+    table = found.table()
+    validate_table(table, "enrichment", "table")
+    row = table.row(4, named=True)
+    errors = [name for name in table.columns if name.endswith(("std_error", "_p", "z-score", "_lower", "_upper"))]
+    assert len(errors) == 9
+    assert [row[name] for name in errors] == [None] * 9
+    assert row["Enrichment"] is not None
+    assert table["Enrichment_std_error"][1] > 0.1
+
+
+def test_an_annotation_spread_over_five_groups_of_blocks_has_an_error(trait):
+    block, rng = np.arange(len(trait.x)) // 60, np.random.default_rng(5)
+    five = (np.isin(block, [3, 8, 14, 20, 26]) & (rng.random(len(block)) < 0.5)).astype(np.float32)
+    found = enrichment_of_blocks(
+        trait.blocks[:30], np.column_stack([trait.x, five])[:1800], (*NAMES, "local"), noise=1.0
+    )
+    assert not found.one_group.any()
+    assert found.table()["Enrichment_std_error"][4] > 0
+
+
 def test_missing_values_become_the_mean_and_are_counted(trait):
     x = trait.x.copy()
     x[::50, 2] = np.nan

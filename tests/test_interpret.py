@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ import pytest
 import deepwas
 from deepwas.cli import main
 from deepwas.errors import DataWarning, InputError
+from deepwas.fit_inputs import describe_windows
 from deepwas.inputs import VariantInputs
 from deepwas.interpretation import InterpretOptions, interpret
 from deepwas.interpretation.held_out import open_held_out
@@ -144,11 +146,32 @@ def test_permutation_inside_blocks_keeps_values_in_their_block(run):
 @pytest.mark.parametrize("shift", [0, 3, 9])
 def test_shifted_windows_are_those_of_other_rows(shift):
     whole = np.arange(20 * 2 * 3).reshape(20, 2, 3)
-    moved = _Shifted(whole, 5, 15, shift)
-    expected = whole.copy()
-    expected[5:15] = np.roll(whole[5:15], -shift, axis=0)
-    for rows in (slice(0, 20), slice(4, 9), slice(12, 18), slice(0, 3)):
-        np.testing.assert_array_equal(moved[rows], expected[rows])
+    for own in (np.arange(5, 15), np.r_[0:4, 9:12, 17:20]):
+        moved = _Shifted(whole, own, shift)
+        expected = whole.copy()
+        expected[own] = np.roll(whole[own], -shift, axis=0)
+        for rows in (slice(0, 20), slice(4, 9), slice(12, 18), slice(0, 3), slice(5, 5), slice(18, None)):
+            np.testing.assert_array_equal(moved[rows], expected[rows])
+
+
+@pytest.mark.parametrize("within", ["section", "block"])
+def test_windows_of_a_section_in_two_parts_stay_in_it(run, within):
+    """Of the first and the last chromosome, as `--test-chromosomes 1,3` makes it; the one between is not touched."""
+    _, store, annotations, fit = run
+    chromosome = store.variants["CHR"].to_numpy()
+    tracks = np.arange(3 * store.n_variants, dtype=np.float32).reshape(-1, 3, 1)
+    with open_held_out(fit, store, annotations) as held:
+        own = [i for i, block in enumerate(held.blocks) if chromosome[block.rows.start] != "2"]
+        section = SimpleNamespace(blocks=np.array(own), inputs=VariantInputs(annotations.values, tracks=tracks))
+        spans = _spans(held, section, within)
+    inside = np.sort(np.concatenate(spans))
+    assert set(chromosome[inside]) == {"1", "3"}
+    moved = _permuted(section, Feature("tracks", "window"), spans, np.random.default_rng(0)).tracks[0 : len(tracks)]
+    outside = np.setdiff1d(np.arange(len(tracks)), inside)
+    assert len(outside) > 100
+    np.testing.assert_array_equal(moved[outside], tracks[outside])
+    np.testing.assert_array_equal(np.sort(moved[inside], axis=0), tracks[inside])
+    assert (moved[inside] != tracks[inside]).all()
 
 
 def test_tables_and_pictures_are_as_specified(run, found):
@@ -227,6 +250,22 @@ def test_what_is_not_the_runs_own_is_refused(run):
         InterpretOptions(within="genome")
     with pytest.raises(InputError, match="group"):
         InterpretOptions(groups={"a": []})
+
+
+@pytest.mark.parametrize("name", ["tracks", "sequence"])
+def test_windows_that_are_not_the_runs_own_are_refused(run, name):
+    """As many and as large, but of another content."""
+    _, store, annotations, fit = run
+    own = np.random.default_rng(0).integers(0, 4, (store.n_variants, 2, 5)).astype(np.uint8)
+    record = fit.record | {"inputs": fit.record["inputs"] | {name: describe_windows(own)}}
+    fit, other = replace(fit, record=record), own.copy()
+    other[17, 1, 3] += 1
+    with open_held_out(fit, store, annotations, **{name: own}) as held:
+        assert getattr(held, name) is own
+    with pytest.raises(InputError, match=f"{name}, .*not what the run was made with.* content differs"):
+        interpret(fit, store, annotations, **{name: other})
+    with pytest.raises(InputError, match=f"made with {name}"):
+        interpret(fit, store, annotations)
 
 
 def test_the_command_says_what_it_found(run, capsys):

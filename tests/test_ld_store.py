@@ -114,6 +114,12 @@ def test_example_table_accounts_for_every_variant(example):
         assert store.variants["FREQ"].is_between(0.01, 0.99).all()
 
 
+def test_positions_beyond_the_builds_chromosomes_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"bim: position 51,.* beyond 50,818,468, .* on GRCh38. They fit GRCh37: give"):
+        build_ld(EXAMPLE, tmp_path / "ld.h5", LDOptions("GRCh38"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_block_of_a_small_panel_is_its_dense_correlation(panel, tmp_path):
     options = LDOptions(**asdict(OPTIONS) | {"eigenvalue_floor": 1e-8})
     with build_ld(panel, tmp_path / "ld.h5", options) as store:

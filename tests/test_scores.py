@@ -141,6 +141,16 @@ def test_unsigned_columns_do_not_flip_and_are_no_signed_scores(tmp_path):
     np.testing.assert_array_equal(found.annotations.values[:, 1], np.array([-2, -3, NAN, 5, NAN], np.float32))
     with pytest.raises(InputError, match="every column is named unsigned"):
         read_scores(tmp_path / "s.tsv", VARIANTS, options=ScoreOptions(unsigned=("*",), make="signed"))
+    with pytest.raises(
+        InputError, match=r"s\.tsv: no score column fits the unsigned 'cagf'; those used are dnase cage"
+    ):
+        read_scores(tmp_path / "s.tsv", VARIANTS, options=ScoreOptions(unsigned=("dnase", "cagf")))
+    tables = {"a": tmp_path / "s.tsv", "b": tmp_path / "t.tsv"}
+    write(tables["b"], "tsv", TEXT.replace("dnase\tcage", "gerp\tllr"))
+    assert read_scores(tables, VARIANTS, options=ScoreOptions(unsigned=("gerp",))).signed.names == (
+        *("a:dnase", "a:cage"),
+        "b:llr",
+    )
 
 
 def test_repeated_rows_count_once_or_are_refused(tmp_path, monkeypatch):
@@ -152,6 +162,32 @@ def test_repeated_rows_count_once_or_are_refused(tmp_path, monkeypatch):
     other = TEXT + "1\t200\tC\tT\trs2\t2\t-7\tz\n"
     with pytest.raises(InputError, match=r"line 3 and line 8 are the same variant \(1:200 C>T\) but column cage"):
         read_scores(write(tmp_path / "t.tsv", "tsv", other), VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("row", "given", "agrees"),
+    [
+        ("T\tC\trs2\t-2\t3", {}, True),
+        ("T\tC\trs2\t2\t3", {}, False),  # the alleles exchanged, the score of either the same
+        ("C\tT\trs2\t-2\t-3", {}, False),
+        ("G\tA\trs2\t2\t-3", {}, True),  # on the other strand
+        ("T\tC\trs2\t2\t3", {"make": "absolute"}, True),
+        ("T\tC\trs2\t2.5\t3", {"make": "absolute"}, False),
+        ("T\tC\trs2\t2\t3", {"unsigned": ("dnase",)}, True),
+        ("T\tC\trs2\t-2\t3", {"unsigned": ("dnase",)}, False),
+        ("T\tC\trs2\t-2\t3", {"unsigned": ("dnase",), "make": "absolute"}, False),
+    ],
+)
+def test_repeats_agree_on_the_same_alleles(tmp_path, row, given, agrees):
+    """Against line 3, C>T with dnase 2 and cage -3."""
+    path = write(tmp_path / "s.tsv", "tsv", TEXT + f"1\t200\t{row}\tz\n")
+    options = ScoreOptions(**given)
+    if agrees:
+        found = read_scores(path, VARIANTS, options=options)
+        assert counts(found.tally)["rows that repeat a variant, with the same scores"] == 1
+    else:
+        with pytest.raises(InputError, match=r"line 3 and line 8 are the same variant .* but column dnase holds 2 and"):
+            read_scores(path, VARIANTS, options=options)
 
 
 def test_parts_and_several_tables(tmp_path):
@@ -185,6 +221,27 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, change, message):
     assert text != TEXT
     with pytest.raises(InputError, match=message):
         read_scores(raw(tmp_path, text), VARIANTS)
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "txt"])
+@pytest.mark.parametrize(
+    ("row", "fields"),
+    [("1\t500\tG\tA\trs1\t1", 6), ("1\t500\tG\tA\trs1\t1\t-2", 7), ("1\t500\tG\tA\trs1\t1\t-2\tx\t9", 9)],
+)
+def test_lines_cut_short_or_too_long_are_no_missing_scores(tmp_path, kind, row, fields):
+    path = write(tmp_path / "s", kind, TEXT + row + "\n")
+    with pytest.raises(InputError, match=f"line 8 has {fields} fields, the header has 8"):
+        read_scores(path, VARIANTS)
+
+
+def test_a_comma_between_quotes_ends_no_field(tmp_path):
+    text = "\n".join(",".join(line) for line in rows_of())
+    path = tmp_path / "s.csv"
+    path.write_text(text.replace(",z", ',"z, or y"').replace(",x", ","))  # the last column missing in one line
+    np.testing.assert_array_equal(read_scores(path, VARIANTS).signed.values, SIGNED)
+    path.write_text(text.replace("rs2,2,-3,y", '"rs2, or rs1",2'))
+    with pytest.raises(InputError, match="line 3 has 6 fields, the header has 8"):
+        read_scores(path, VARIANTS)
 
 
 def test_text_among_numbers_is_named_wherever_it_stands(tmp_path, monkeypatch):

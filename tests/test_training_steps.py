@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import replace
 
 import jax
@@ -147,6 +148,38 @@ def test_networks_of_an_ensemble_see_blocks_and_probes_of_their_own(blocks):
     orders = [[x.members.tolist() for x in trainer.batches(np.arange(8), 0, 0, member)] for member in (0, 1, 2)]
     assert orders[0] != orders[1] != orders[2] != orders[0]
     assert all(sorted(itertools.chain(*order)) == list(range(8)) for order in orders)
+
+
+def test_networks_of_an_ensemble_draw_probes_of_their_own(blocks, features, monkeypatch):
+    """Probes are drawn from the key and the number of the batch; a network has one key, and no two share it."""
+    trainer = trainer_of(blocks, replace(OPTIONS, steps=2, evaluate_every=2))
+    original, keys = trainer.steps.gradient, []
+
+    def watched(point, batch, key, number, constant, *, solve):
+        keys[-1].append((*np.asarray(key).tolist(), int(number)))
+        return original(point, batch, key, number, constant, solve=solve)
+
+    monkeypatch.setattr(trainer.steps, "gradient", watched)
+    for member in (0, 1):
+        keys.append([])
+        train(trainer, features, member=member)
+    for own in keys:
+        assert [number for *_, number in own] == [0, 1]
+        assert len({numbered[:-1] for numbered in own}) == 1
+    assert keys[0][0][:-1] != keys[1][0][:-1]
+
+
+def test_the_time_without_input_is_measured(blocks, features, monkeypatch):
+    trainer = trainer_of(blocks, replace(OPTIONS, evaluate_every=6))
+    train(trainer, features)  # compiles
+    make = trainer.source.make
+
+    def slow(*given):
+        time.sleep(0.05)
+        return make(*given)
+
+    monkeypatch.setattr(trainer.source, "make", slow)
+    assert 0.5 < train(trainer, features).waiting <= 1
 
 
 # --- the learning rate ---

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -55,13 +56,18 @@ class ScoreOptions:
         if self.pca is not None and (not isinstance(self.pca, int) or self.pca < 1):
             raise InputError(f"pca={self.pca!r}: give a number of components, 1 or more, or None for the columns.")
 
+    def without_sign(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """(p,), which columns are named as unsigned."""
+        return np.array([any(fnmatchcase(name, pattern) for pattern in self.unsigned) for name in names], dtype=bool)
+
 
 @dataclass(frozen=True)
 class Aligned:
     """One file against the store.
 
     row, variant, sign: (n,) rows of the file, ascending; the store's variant each is for; +1, -1, or 0 if unknown.
-    again: (d, 2) rows that repeat a variant, and the row that counts; again_sign: (d,) whether theirs are the same.
+    again: (d, 2) rows that repeat a variant, and the row that counts; again_sign: (d,) +1 where both give the alleles
+        in one order, -1 where they exchange them.
     """
 
     file: ScoreFile
@@ -71,8 +77,14 @@ class Aligned:
     again: NDArray[np.int64]
     again_sign: NDArray[np.int8]
 
-    def pieces(self) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int8], NDArray[np.float32]]]:
-        """(rows read, variant (r,), sign (r,), raw values (r, p)) of matched rows."""
+    def pieces(
+        self, options: ScoreOptions
+    ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int8], NDArray[np.float32]]]:
+        """(rows read, variant (r,), sign (r,), raw values (r, p)) of matched rows.
+
+        At the end InputError for rows of one variant whose scores differ, once set on the same alleles: unsigned ones
+        as they are, others with their sign, or with make='absolute' without.
+        """
         kept: dict[int, NDArray[np.float32]] = {}
         watched = np.unique(self.again)
         for start, values in self.file.pieces():
@@ -81,19 +93,21 @@ class Aligned:
                 kept[row] = values[row - start].copy()
             low, high = np.searchsorted(self.row, (start, stop))
             yield len(values), self.variant[low:high], self.sign[low:high], values[self.row[low:high] - start]
-        self._refuse_conflicts(kept)
+        self._refuse_conflicts(kept, options)
 
-    def _refuse_conflicts(self, kept: dict[int, NDArray[np.float32]]) -> None:
+    def _refuse_conflicts(self, kept: dict[int, NDArray[np.float32]], options: ScoreOptions) -> None:
+        unsigned = options.without_sign(self.file.names)
         for (row, first), sign in zip(self.again.tolist(), self.again_sign.tolist(), strict=True):
             a, b = kept[first], kept[row]
-            same = (a == b) | (a == b * sign) | (np.isnan(a) & np.isnan(b))
+            agree = np.abs(a) == np.abs(b) if options.make == "absolute" else a == b * sign
+            same = np.where(unsigned, a == b, agree) | (np.isnan(a) & np.isnan(b))
             if not same.all():
                 j = int((~same).argmax())
-                key = self.file.keys.row(row, named=True)
+                key, other = (self.file.keys.row(r, named=True) for r in (first, row))
                 raise InputError(
                     f"{self.file.path}: {self.file.place(first)} and {self.file.place(row)} are the same variant "
                     f"({key['CHR']}:{key['BP']} {key['REF']}>{key['ALT']}) but column {self.file.names[j]} holds "
-                    f"{a[j]:g} and {b[j]:g}. Keep one row a variant."
+                    f"{a[j]:g} and, for {other['REF']}>{other['ALT']}, {b[j]:g}. Keep one row a variant."
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import re
@@ -115,16 +116,23 @@ class TextTable:
 
     def _refuse_lines(self, row: int, data: bytes, suspects: Sequence[int] | range) -> None:
         """Lines with another number of fields; short ones would be filled up with missing values."""
-        if self.separator == b",":
-            return
         lines = data.split(b"\n")
         for i in suspects:
-            found = lines[i].count(self.separator) + 1
+            found = self._fields(lines[i], row + i + 2)
             if found != len(self.header):
                 raise InputError(
                     f"{self.path}: line {row + i + 2:,} has {found} fields, the header has {len(self.header)}. "
                     "The file may be cut short: check it, or remove that line."
                 )
+
+    def _fields(self, line: bytes, number: int) -> int:
+        """How many fields a line has; a comma between quotes ends none."""
+        if self.separator != b",":
+            return line.count(self.separator) + 1
+        try:
+            return len(next(csv.reader([line.decode("utf-8", "replace")]), []))
+        except csv.Error as error:
+            raise InputError(f"{self.path}: line {number:,} cannot be cut into fields ({error}). Mend it.") from error
 
     def _refuse_text(self, row: int, frame: pl.DataFrame) -> None:
         for name in frame.columns:

@@ -84,7 +84,9 @@ def read_scores(
         raise InputError("give either pca, to fit components, or loadings fitted before.")
     panel = check_variants(variants)
     tally = Tally()
-    tables = [_Table.of(prefix, files, panel, options, tally) for prefix, files in _tables(paths, panel, options)]
+    opened = _tables(paths, panel, options)
+    _check_unsigned(options.unsigned, opened)
+    tables = [_Table.of(prefix, files, panel, options, tally) for prefix, files in opened]
     report = progress or (lambda *_: None)
     made: dict[str, list[tuple[tuple[str, ...], NDArray[np.float32], dict[str, str]]]] = {"absolute": [], "signed": []}
     reductions: dict[str, Reduction] = {}
@@ -138,6 +140,16 @@ def _tables(paths: Given, panel: pl.DataFrame, options: ScoreOptions) -> list[tu
     if not tables:
         raise InputError("read_scores: no file given.")
     return tables
+
+
+def _check_unsigned(patterns: Sequence[str], tables: Sequence[tuple[str, list[ScoreFile]]]) -> None:
+    """Each pattern must fit a column: one misspelt would turn scores that have no sign."""
+    names = list(dict.fromkeys(name for _, files in tables for name in files[0].names))
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            shown = " ".join(names[:12]) + (" ..." if len(names) > 12 else "")
+            where = ", ".join(str(files[0].path) for _, files in tables[:3]) + (" ..." if len(tables) > 3 else "")
+            raise InputError(f"{where}: no score column fits the unsigned {pattern!r}; those used are {shown}.")
 
 
 class _Made:
@@ -206,7 +218,7 @@ class _Table:
         progress: Progress,
     ) -> dict[str, _Made]:
         """Columns or components of the kinds asked for."""
-        unsigned = np.array([any(fnmatchcase(n, p) for p in options.unsigned) for n in self.names])
+        unsigned = options.without_sign(self.names)
         names = {
             "absolute": list(self.names),
             "signed": [n for n, u in zip(self.names, unsigned, strict=True) if not u],
@@ -225,7 +237,7 @@ class _Table:
         reductions: dict[str, Reduction | None] = dict.fromkeys(kinds)
         if options.pca is not None:
             moments = {kind: Moments(len(names[kind])) for kind in kinds}
-            for sign, _, values in self._stream("fitting components of", progress):
+            for sign, _, values in self._stream("fitting components of", options, progress):
                 for kind in kinds:
                     moments[kind].add(of_kind(kind, sign, values))
             for kind in kinds:
@@ -242,7 +254,7 @@ class _Table:
         for kind in kinds:
             r = reductions[kind]
             out[kind] = np.full((height, len(names[kind]) if r is None else r.loadings.shape[1]), np.nan, np.float32)
-        for sign, variant, values in self._stream("reading", progress):
+        for sign, variant, values in self._stream("reading", options, progress):
             for kind in kinds:
                 found_values, r = of_kind(kind, sign, values), reductions[kind]
                 out[kind][variant] = found_values if r is None else r.transform(found_values)
@@ -265,14 +277,14 @@ class _Table:
         return made
 
     def _stream(
-        self, what: str, progress: Progress
+        self, what: str, options: ScoreOptions, progress: Progress
     ) -> Iterator[tuple[NDArray[np.int8], NDArray[np.int64], NDArray[np.float32]]]:
         """(sign, variant, raw values) of matched rows, in the column order of the first file."""
         total, done = sum(part.file.keys.height for part in self.parts), 0
         for part in self.parts:
             order = [part.file.names.index(name) for name in self.names]
             straight = order == list(range(len(order)))
-            for rows, variant, sign, values in part.pieces():
+            for rows, variant, sign, values in part.pieces(options):
                 if len(variant):
                     yield sign, variant, values if straight else values[:, order]
                 done += rows

@@ -92,7 +92,10 @@ def main(arguments: list[str] | None = None) -> None:
         # Typer turns an interrupt inside a command into exit code 130, without a word.
         if isinstance(end, SystemExit) and end.code != 130:
             raise
-        typer.echo("deepwas: interrupted. Nothing unfinished was left; a fit goes on with --resume.", err=True)
+        typer.echo(
+            "deepwas: interrupted. No output is half written; a fit goes on from its last checkpoint with --resume.",
+            err=True,
+        )
         if arguments is None:
             # The process's own end: threads of JAX and its checkpoint library may crash it when they are torn down.
             sys.stdout.flush()

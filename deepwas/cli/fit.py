@@ -199,6 +199,9 @@ def _say_result(record: dict[str, Any], network: str, where: Path) -> None:
             say(f"rotation {rotation['rotation']}: {event}")
     if record["inputs"]["annotations"] is not None:
         say(f"annotations: {', '.join(record['inputs']['annotations']['names'])}")
+    if record["options"].get("learning_rate") == "auto":
+        found = [f"{x['network']['learning_rate']:.3g}" for x in record["rotations"] if x["network"]]
+        say(f"learning rates found: {', '.join(found)}")
     waiting = [x["network"].get("waiting") for x in record["rotations"] if x["network"]]
     if shares := [x for x in waiting if x is not None]:
         say(f"training waited for its input in {sum(shares) / len(shares):.1%} of its time")

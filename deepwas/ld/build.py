@@ -16,6 +16,7 @@ import polars as pl
 from deepwas import __version__
 from deepwas.errors import InputError
 from deepwas.files import refuse_overwrite, require_file, require_parent, sha256
+from deepwas.genome import require_positions
 from deepwas.genotypes import PlinkPanel, open_plink, standardise
 from deepwas.ld import layout
 from deepwas.ld.block import LDBlock
@@ -60,6 +61,8 @@ def build_ld(
     panel = genotypes if isinstance(genotypes, PlinkPanel) else open_plink(genotypes)
     inputs = [*panel.paths, *([] if options.blocks is None else [options.blocks])]
     refuse_overwrite(target, inputs)
+    last = panel.variants.group_by("CHR").agg(pl.col("BP").max())
+    require_positions(str(panel.paths[1]), dict(last.iter_rows()), options.build)
     tally = Tally()
     tally.extend(panel.tally)
     plan = plan_blocks(panel, options, tally, progress)
