@@ -142,7 +142,7 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
         "totals": {name: _total(name, traits, truth[name]) for name in ("h2", "noise")},
         "flat": sum(t["flat"] for t in traits),
         "steps": {"median": float(np.median([t["steps"] for t in traits])), "most": max(t["steps"] for t in traits)},
-        "traits": traits,
+        "estimates": {name: [float(f"{t['enrichment'][j]:.4g}") for t in traits] for j, name in enumerate(NAMES)},
     }
 
 
@@ -272,7 +272,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
     """The figures as tables: enrichment by annotation, and the totals."""
     from rich.table import Table
 
-    many = len(figures["traits"])
+    many = len(next(iter(figures["estimates"].values())))
     main = Table(title=f"Enrichment over {many} traits (coverage: 95% intervals, exact binomial range in brackets)")
     for heading in (
         "annotation",
@@ -333,7 +333,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     places = np.arange(len(names))[::-1]
     blue, red, ink = "#0072b2", "#d55e00", "0.35"
     truth = np.array(figures["truth"]["enrichment"])
-    estimates = np.array([t["enrichment"] for t in figures["traits"]]) / truth
+    estimates = np.array([figures["estimates"][name] for name in names]).T / truth
     ratio.violinplot(estimates, positions=places, orientation="horizontal", widths=0.8, showextrema=False)
     for place, own in zip(places, estimates.T, strict=True):
         ratio.plot(own.mean(), place, "o", color=blue, ms=6)

@@ -86,6 +86,29 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
         raise InputError(f"{found}: not valid JSON ({error}); {what} expected.") from error
 
 
+def reopen_hdf5(path: Path, identity: str, busy: InputError) -> Any:
+    """The HDF5 file that an interrupted run left, open for writing, if its attribute `identity` is that of this run.
+
+    Else it is removed, and None returned: it is of other inputs or options, or was cut off in the middle of a write.
+    busy: raised if another process is writing it.
+    """
+    import h5py
+
+    if not path.exists():
+        return None
+    try:
+        handle = h5py.File(path, "r+")
+        if handle.attrs.get("identity") == identity:
+            return handle
+        handle.close()
+    except BlockingIOError as error:
+        raise busy from error
+    except (OSError, RuntimeError):
+        pass  # nothing in it can be trusted
+    path.unlink()
+    return None
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, in hexadecimal, read in pieces of 1 MiB."""
     digest = hashlib.sha256()

@@ -3,16 +3,58 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from deepwas.config import choices, parse
+from deepwas.files import require_file
 from deepwas.options import FitOptions
 
-__all__ = ["SECTIONS", "given_options", "with_option_flags"]
+__all__ = [
+    "INPUTS",
+    "SECTIONS",
+    "AnnotationFiles",
+    "Resume",
+    "SequenceFile",
+    "TracksFile",
+    "given_options",
+    "require_inputs",
+    "with_option_flags",
+]
+
+INPUTS = "Inputs and outputs"
+
+AnnotationFiles = Annotated[
+    list[Path] | None,
+    typer.Option(help="Annotations: of `deepwas annotate`, or a table. Repeat for more.", rich_help_panel=INPUTS),
+]
+TracksFile = Annotated[
+    Path | None, typer.Option(help="Tracks around each variant, of `deepwas tracks`.", rich_help_panel=INPUTS)
+]
+SequenceFile = Annotated[
+    Path | None, typer.Option(help="Sequence around each variant, of `deepwas sequence`.", rich_help_panel=INPUTS)
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with an interrupted run in --out, same inputs and options.", rich_help_panel=INPUTS
+    ),
+]
+
+
+def require_inputs(annotations: Sequence[Path] | None, tracks: Path | None, sequence: Path | None) -> None:
+    """InputError unless these files are there."""
+    for windows, what in ((tracks, "tracks"), (sequence, "sequence")):
+        if windows:
+            require_file(windows, f"a file of `deepwas {what}`")
+    for path in annotations or []:
+        if "@" not in path.name:
+            require_file(path, "a table of annotations")
+
 
 HELP: dict[str, dict[str, str]] = {
     "Network": {

@@ -9,12 +9,22 @@ from typing import Annotated, Any
 import typer
 
 from deepwas.cli._console import progress_of_stages, say, say_counts, show
-from deepwas.cli._fit_options import SECTIONS, given_options, with_option_flags
+from deepwas.cli._fit_options import (
+    INPUTS,
+    SECTIONS,
+    AnnotationFiles,
+    Resume,
+    SequenceFile,
+    TracksFile,
+    given_options,
+    require_inputs,
+    with_option_flags,
+)
 from deepwas.config import OPTIONS, PATHS, parse, read_config, write_config
 from deepwas.errors import InputError
 from deepwas.options import FitOptions
 
-_INPUTS, _DISTRIBUTED = "Inputs and outputs", "Several processes"
+_DISTRIBUTED = "Several processes"
 
 
 def register(app: typer.Typer) -> None:
@@ -37,45 +47,31 @@ def parse_rotations(text: str) -> tuple[int, ...]:
 
 def fit(
     ld: Annotated[
-        Path | None, typer.Option(help="LD store, made by `deepwas ld build`.", rich_help_panel=_INPUTS)
+        Path | None, typer.Option(help="LD store, made by `deepwas ld build`.", rich_help_panel=INPUTS)
     ] = None,
     sumstats: Annotated[
         Path | None,
         typer.Option(
             help="z-scores harmonised by `deepwas sumstats`, or a GWAS file, harmonised here with the defaults.",
-            rich_help_panel=_INPUTS,
+            rich_help_panel=INPUTS,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to write.", rich_help_panel=_INPUTS)] = None,
-    annotations: Annotated[
-        list[Path] | None,
-        typer.Option(help="Annotations: of `deepwas annotate`, or a table. Repeat for more.", rich_help_panel=_INPUTS),
-    ] = None,
-    tracks: Annotated[
-        Path | None, typer.Option(help="Tracks around each variant, of `deepwas tracks`.", rich_help_panel=_INPUTS)
-    ] = None,
-    sequence: Annotated[
-        Path | None, typer.Option(help="Sequence around each variant, of `deepwas sequence`.", rich_help_panel=_INPUTS)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write.", rich_help_panel=INPUTS)] = None,
+    annotations: AnnotationFiles = None,
+    tracks: TracksFile = None,
+    sequence: SequenceFile = None,
     config: Annotated[
         Path | None,
         typer.Option(
             help="TOML with the flags' names, with underscores; or a run's run.json, for its options. Flags override.",
-            rich_help_panel=_INPUTS,
+            rich_help_panel=INPUTS,
         ),
     ] = None,
     write_config_to: Annotated[
         Path | None,
-        typer.Option("--write-config", help="Write these settings as TOML, and stop.", rich_help_panel=_INPUTS),
+        typer.Option("--write-config", help="Write these settings as TOML, and stop.", rich_help_panel=INPUTS),
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with an interrupted run in --out, same inputs and options.",
-            rich_help_panel=_INPUTS,
-        ),
-    ] = False,
+    resume: Resume = False,
     rotation: Annotated[
         str | None,
         typer.Option(
@@ -85,7 +81,7 @@ def fit(
     ] = None,
     tensorboard: Annotated[
         bool | None,
-        typer.Option("--tensorboard", help="Write metrics for TensorBoard too.", rich_help_panel=_INPUTS),
+        typer.Option("--tensorboard", help="Write metrics for TensorBoard too.", rich_help_panel=INPUTS),
     ] = None,
     distributed: Annotated[
         bool,
@@ -145,12 +141,7 @@ def fit(
         raise InputError("--coordinator, --num-processes and --process-id go with --distributed. Give that as well.")
     require_file(paths["ld"], "an LD store")
     require_file(paths["sumstats"], "summary statistics")
-    for name in ("tracks", "sequence"):
-        if paths[name]:
-            require_file(paths[name], f"a file of `deepwas {name}`")
-    for path in paths["annotations"] or []:
-        if "@" not in path.name:
-            require_file(path, "a table of annotations")
+    require_inputs(paths["annotations"], paths["tracks"], paths["sequence"])
     with ExitStack() as stack:
         first = True
         if distributed:

@@ -9,12 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from deepwas.cli._console import progress_of_stages, say
-from deepwas.cli._fit_options import given_options, with_option_flags
+from deepwas.cli._fit_options import (
+    INPUTS,
+    AnnotationFiles,
+    Resume,
+    SequenceFile,
+    TracksFile,
+    given_options,
+    require_inputs,
+    with_option_flags,
+)
 from deepwas.config import OPTIONS, read_config
 from deepwas.errors import InputError
 from deepwas.options import FitOptions
-
-_INPUTS = "Inputs and outputs"
 
 
 def register(app: typer.Typer) -> None:
@@ -23,60 +30,46 @@ def register(app: typer.Typer) -> None:
 
 
 def fit_traits(
-    ld: Annotated[Path, typer.Option(help="LD store, made by `deepwas ld build`.", rich_help_panel=_INPUTS)],
+    ld: Annotated[Path, typer.Option(help="LD store, made by `deepwas ld build`.", rich_help_panel=INPUTS)],
     sumstats: Annotated[
         list[str],
         typer.Option(
             help="A trait's name and its z-scores, such as height=height.parquet. Repeat for more.",
-            rich_help_panel=_INPUTS,
+            rich_help_panel=INPUTS,
             metavar="NAME=FILE",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write, with a run for each trait.", rich_help_panel=_INPUTS)],
-    annotations: Annotated[
-        list[Path] | None,
-        typer.Option(help="Annotations: of `deepwas annotate`, or a table. Repeat for more.", rich_help_panel=_INPUTS),
-    ] = None,
-    tracks: Annotated[
-        Path | None, typer.Option(help="Tracks around each variant, of `deepwas tracks`.", rich_help_panel=_INPUTS)
-    ] = None,
-    sequence: Annotated[
-        Path | None, typer.Option(help="Sequence around each variant, of `deepwas sequence`.", rich_help_panel=_INPUTS)
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write, with a run for each trait.", rich_help_panel=INPUTS)],
+    annotations: AnnotationFiles = None,
+    tracks: TracksFile = None,
+    sequence: SequenceFile = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(
             help="A trait's weight in training, such as height=0.5; 1 where not given. Repeat for more.",
-            rich_help_panel=_INPUTS,
+            rich_help_panel=INPUTS,
             metavar="NAME=NUMBER",
         ),
     ] = None,
     start_from: Annotated[
         Path | None,
         typer.Option(
-            help="A finished run whose trunks are taken over: adds traits to trained ones.", rich_help_panel=_INPUTS
+            help="A finished run whose trunks are taken over: adds traits to trained ones.", rich_help_panel=INPUTS
         ),
     ] = None,
     freeze_trunk: Annotated[
-        bool, typer.Option("--freeze-trunk", help="Train the new heads alone.", rich_help_panel=_INPUTS)
+        bool, typer.Option("--freeze-trunk", help="Train the new heads alone.", rich_help_panel=INPUTS)
     ] = False,
     config: Annotated[
         Path | None,
         typer.Option(
             help="TOML, or the run.json of a run, for the options of the fit; its paths are not used. Flags override.",
-            rich_help_panel=_INPUTS,
+            rich_help_panel=INPUTS,
         ),
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with an interrupted run in --out, same inputs and options.",
-            rich_help_panel=_INPUTS,
-        ),
-    ] = False,
+    resume: Resume = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard too.", rich_help_panel=_INPUTS)
+        bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard too.", rich_help_panel=INPUTS)
     ] = False,
     *,
     flags: dict[str, Any],
@@ -100,12 +93,7 @@ def fit_traits(
     require_file(ld, "an LD store")
     for name, path in files.items():
         require_file(path, f"summary statistics of {name}")
-    for windows, what in ((tracks, "tracks"), (sequence, "sequence")):
-        if windows is not None:
-            require_file(windows, f"a file of `deepwas {what}`")
-    for path in annotations or []:
-        if "@" not in path.name:
-            require_file(path, "a table of annotations")
+    require_inputs(annotations, tracks, sequence)
     with ExitStack() as stack:
         from deepwas.fitting_traits import fit_traits as run
         from deepwas.summary import fits_table, verdicts

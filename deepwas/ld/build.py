@@ -15,7 +15,7 @@ import polars as pl
 
 from deepwas import __version__
 from deepwas.errors import InputError
-from deepwas.files import refuse_overwrite, require_file, require_parent, sha256
+from deepwas.files import refuse_overwrite, reopen_hdf5, require_file, require_parent, sha256
 from deepwas.genome import require_positions
 from deepwas.genotypes import PlinkPanel, open_plink, standardise
 from deepwas.ld import layout
@@ -161,19 +161,9 @@ def _open_partial(path: Path, identity: str, variants: pl.DataFrame) -> Any:
     """The partial file of an interrupted build if it is sound and has the same identity, else a new one."""
     import h5py
 
-    if path.exists():
-        try:
-            handle = h5py.File(path, "r+")
-            if handle.attrs.get("identity") == identity:
-                return handle
-            handle.close()
-        except BlockingIOError as error:
-            raise _InUseError(
-                f"{path}: another process is building this store. Wait for it, or choose another output."
-            ) from error
-        except (OSError, RuntimeError):
-            pass  # cut off in the middle of a write: nothing in it can be trusted
-        path.unlink()
+    busy = _InUseError(f"{path}: another process is building this store. Wait for it, or choose another output.")
+    if (found := reopen_hdf5(path, identity, busy)) is not None:
+        return found
     handle = h5py.File(path, "w")
     layout.write_variants(handle, variants)
     handle.attrs["identity"] = identity

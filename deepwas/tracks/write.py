@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from deepwas import __version__
 from deepwas.errors import InputError
-from deepwas.files import sha256
+from deepwas.files import reopen_hdf5, sha256
 from deepwas.tracks.options import Compression
 from deepwas.tracks.store import FORMAT, FORMAT_VERSION, content_checksum, piece_digest
 
@@ -73,19 +73,9 @@ def partial_file(target: Path, identity: Mapping[str, Any], bytes_needed: int) -
 def _open_partial(path: Path, identity: str, bytes_needed: int) -> Any:
     import h5py
 
-    if path.exists():
-        try:
-            handle = h5py.File(path, "r+")
-            if handle.attrs.get("identity") == identity:
-                return handle
-            handle.close()
-        except BlockingIOError as error:
-            raise InputError(
-                f"{path}: another process is writing this file. Wait for it, or choose another output."
-            ) from error
-        except (OSError, RuntimeError):
-            pass  # cut off in the middle of a write: nothing in it can be trusted
-        path.unlink()
+    busy = InputError(f"{path}: another process is writing this file. Wait for it, or choose another output.")
+    if (found := reopen_hdf5(path, identity, busy)) is not None:
+        return found
     free = shutil.disk_usage(path.parent).free
     if bytes_needed > free:
         raise InputError(
