@@ -24,6 +24,8 @@ _HOME = {
     "Direction": "deepwas.direction",
     "DirectionOptions": "deepwas.direction",
     "Enrichment": "deepwas.enrichment",
+    "FineMapOptions": "deepwas.finemapping",
+    "FineMapping": "deepwas.finemapping",
     "Fit": "deepwas.runs",
     "FitOptions": "deepwas.options",
     "HarmonisedSumstats": "deepwas.sumstats",
@@ -49,6 +51,7 @@ _HOME = {
     "example_files": "deepwas.demo",
     "extract_sequence": "deepwas.tracks",
     "extract_tracks": "deepwas.tracks",
+    "finemap": "deepwas.finemapping",
     "fit": "deepwas.fitting",
     "fit_rotations": "deepwas.fitting",
     "fit_traits": "deepwas.fitting_traits",
@@ -79,6 +82,8 @@ __all__ = [
     "Direction",
     "DirectionOptions",
     "Enrichment",
+    "FineMapOptions",
+    "FineMapping",
     "Fit",
     "FitOptions",
     "HarmonisedSumstats",
@@ -105,6 +110,7 @@ __all__ = [
     "example_files",
     "extract_sequence",
     "extract_tracks",
+    "finemap",
     "fit",
     "fit_rotations",
     "fit_traits",
@@ -134,6 +140,7 @@ if TYPE_CHECKING:
     from deepwas.direction import Direction, DirectionOptions, test_direction
     from deepwas.enrichment import Enrichment, estimate_enrichment
     from deepwas.errors import ConvergenceWarning, DataWarning, DeepwasError, InputError
+    from deepwas.finemapping import FineMapOptions, FineMapping, finemap
     from deepwas.fitting import fit, fit_rotations
     from deepwas.fitting_traits import fit_traits
     from deepwas.interpretation import Interpretation, InterpretOptions, interpret

@@ -1,0 +1,193 @@
+"""Fine-mapping of LD blocks: which variants have effects, by mean-field slots and then by exact weighing of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwas.finemapping.effects import EffectClasses, as_arrays
+from deepwas.finemapping.groups import cut
+from deepwas.finemapping.mean_field import Slots, mean_field
+from deepwas.finemapping.pairs import Group, at_most_two
+from deepwas.finemapping.sets import CredibleSet, credible_set
+from deepwas.finemapping.weak import weak_effects
+
+__all__ = ["BlockEffects", "Task", "locate_effects"]
+
+_FULL = 0.5
+_WIDTH = 64  # groups are padded to multiples of it, so that few shapes are compiled
+_ROUNDS = 8
+_SETTLED = 1e-3  # change of a group's expected number of effects
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One block's data.
+
+    factor: G (k, m), whose columns are the variants.  whitened: y (k, K).  log_odds: (m, C), prior log odds of an
+    effect of each class at each variant, -inf where there can be none.
+    """
+
+    factor: NDArray[Any]
+    whitened: NDArray[Any]
+    log_odds: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockEffects:
+    """The posterior of a block's effects.
+
+    probability: (m, C), that the variant has an effect of the class.  mean, square: (m, K), E[u] and E[u^2], u the
+    effect on the whitened z-scores (sqrt(N) times that on the trait), 0 where there is none.
+    sets: credible sets.  expected: number of effects.  variance: of that number, groups taken for independent.
+    evidence: log of the sum over states of prior odds times Bayes factor, summed over groups given the others' means.
+    sweeps: of coordinate ascent.  converged: it, and the rounds over groups, came to rest.
+    """
+
+    probability: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+    sets: list[CredibleSet]
+    expected: float
+    variance: float
+    evidence: float
+    sweeps: int
+    converged: bool
+
+    @property
+    def inclusion(self) -> NDArray[np.float64]:
+        """(m,), the probability that a variant has an effect."""
+        return np.minimum(self.probability.sum(axis=1), 1.0)
+
+
+def locate_effects(
+    tasks: Sequence[Task],
+    classes: EffectClasses,
+    *,
+    slots: int = 10,
+    candidates: int = 64,
+    coverage: float = 0.95,
+    shape: tuple[int, int] | None = None,
+) -> list[BlockEffects]:
+    """Posterior effects of blocks that are computed together, padded to one shape.
+
+    classes: the prior of an effect; the same for all blocks.  slots: most effects a block may hold.
+    candidates: variants and classes whose pairs are weighed.  coverage: of credible sets.
+    shape: (k, m) to pad to; by default the largest of each.
+    """
+    dtype = jnp.result_type(float)
+    k = max(t.factor.shape[0] for t in tasks) if shape is None else shape[0]
+    m = max(t.factor.shape[1] for t in tasks) if shape is None else shape[1]
+    traits, count = tasks[0].whitened.shape[1], tasks[0].log_odds.shape[1]
+    G = np.zeros((len(tasks), k, m), dtype)
+    y = np.zeros((len(tasks), k, traits), dtype)
+    odds = np.full((len(tasks), m, count), -np.inf, dtype)
+    for row, task in enumerate(tasks):
+        (kb, mb) = task.factor.shape
+        G[row, :kb, :mb], y[row, :kb], odds[row, :mb] = task.factor, task.whitened, task.log_odds
+    on_device = as_arrays(classes, dtype)
+    found = _slots(jnp.asarray(G), jnp.asarray(y), on_device, jnp.asarray(odds), slots)
+    found = jax.tree.map(np.asarray, found)
+    return [
+        _one_block(task, G[row], y[row], odds[row], on_device, Slots(*(x[row] for x in found)), candidates, coverage)
+        for row, task in enumerate(tasks)
+    ]
+
+
+@partial(jax.jit, static_argnames="slots")
+def _slots(G: Any, y: Any, classes: EffectClasses, log_odds: Any, slots: int) -> Slots:
+    run = partial(mean_field, slots=slots)
+    if len(G) == 1:
+        return jax.tree.map(lambda x: x[None], run(G[0], y[0], classes, log_odds[0]))
+    return jax.vmap(run, in_axes=(0, 0, None, 0))(G, y, classes, log_odds)
+
+
+class _Part:
+    """One group: its variants, padded, and what is known of it."""
+
+    def __init__(
+        self, variants: NDArray[np.int64], G: NDArray[Any], odds: NDArray[Any], starts: NDArray[Any], weak: bool
+    ):
+        self.variants, self.weak = variants, weak
+        n, width = len(variants), -(-len(variants) // _WIDTH) * _WIDTH
+        self.factor = np.zeros((len(G), width), G.dtype)
+        self.factor[:, :n] = G[:, variants]
+        self.odds = np.full((width, odds.shape[1]), -np.inf, odds.dtype)
+        self.odds[:n] = odds[variants]
+        self.starts = np.zeros((2, width, starts.shape[2]), G.dtype)
+        self.starts[:, :n] = starts[:, variants]
+        self.fitted = self.factor @ self.starts.sum(axis=0)
+        self.found: Group | None = None
+
+    def update(self, residual: NDArray[Any], classes: EffectClasses, candidates: int) -> float:
+        """Weigh the group; returns the change of its expected number of effects."""
+        q = min(candidates, self.odds.size)
+        found = at_most_two(self.factor, residual, classes, self.odds, *self.starts, candidates=q)
+        if self.weak and found.numbers[0] > 1 - _FULL:
+            found = weak_effects(self.factor, residual, classes, self.odds)
+        found = Group(*(np.asarray(x) for x in found))
+        before = 0.0 if self.found is None else float(self.found.probability.sum())
+        change = abs(float(found.probability.sum()) - before)
+        self.found, self.fitted = found, self.factor @ found.mean
+        return change
+
+
+def _one_block(
+    task: Task,
+    G: NDArray[Any],
+    y: NDArray[Any],
+    odds: NDArray[Any],
+    classes: EffectClasses,
+    slots: Slots,
+    candidates: int,
+    coverage: float,
+) -> BlockEffects:
+    m = task.factor.shape[1]
+    groups = cut(task.factor, slots.lead, slots.full > _FULL)
+    nothing = np.zeros_like(slots.mean[0])
+    parts = []
+    for number, pair in enumerate(groups.slots):
+        variants = np.flatnonzero(groups.group == number)
+        if len(variants):
+            starts = np.stack([slots.mean[x] if x >= 0 else nothing for x in pair])
+            parts.append(_Part(variants, G, odds, starts, weak=(pair < 0).all()))
+    total = sum((part.fitted for part in parts), np.zeros_like(y))
+    change, rounds = float("inf"), 0
+    while change > _SETTLED and rounds < _ROUNDS:
+        change = 0.0
+        for part in parts:
+            others = total - part.fitted
+            change = max(change, part.update(y - others, classes, candidates))
+            total = others + part.fitted
+        rounds += 1
+        if len(parts) == 1:
+            change = 0.0
+    probability: NDArray[np.float64] = np.zeros((m, odds.shape[1]))
+    mean, square = np.zeros((2, m, y.shape[1]))
+    sets: list[CredibleSet] = []
+    expected, variance, evidence = 0.0, 0.0, 0.0
+    for part in parts:
+        found, n = part.found, len(part.variants)
+        assert found is not None
+        probability[part.variants] = found.probability[:n]
+        mean[part.variants], square[part.variants] = found.mean[:n], found.square[:n]
+        here = float(found.probability.sum())
+        expected, evidence = expected + here, evidence + float(found.log_evidence)
+        variance += max(0.0, float(found.numbers[1] + 4 * found.numbers[2]) - here**2)
+        for where in (found.first, found.second):
+            own = np.zeros(m)
+            own[part.variants] = where[:n]
+            made = credible_set(task.factor, own, coverage)
+            if made is not None:
+                sets.append(made)
+    return BlockEffects(
+        probability, mean, square, sets, expected, variance, evidence, int(slots.sweeps),
+        bool(slots.converged) and change <= _SETTLED,
+    )  # fmt: skip
