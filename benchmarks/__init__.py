@@ -63,6 +63,11 @@ BENCHMARKS = (
         "benchmarks.direction",
     ),
     Benchmark(
+        "posterior",
+        "Do posterior intervals cover, and do scores from learned priors predict better in people not seen?",
+        "benchmarks.posterior",
+    ),
+    Benchmark(
         "tracks",
         "How many variants a second are tracks and sequence extracted for, in how much memory, and read again?",
         "benchmarks.tracks",

@@ -35,6 +35,9 @@ _HOME = {
     "LDBlock": "deepwas.ld",
     "LDOptions": "deepwas.ld",
     "LDStore": "deepwas.ld",
+    "Posterior": "deepwas.posterior",
+    "PosteriorEffects": "deepwas.posterior",
+    "PosteriorOptions": "deepwas.posterior",
     "PrecisionOperator": "deepwas.likelihood.operator",
     "QCOptions": "deepwas.sumstats",
     "ScoreOptions": "deepwas.annotations.scores",
@@ -48,6 +51,7 @@ _HOME = {
     "annotate": "deepwas.annotations",
     "build_ld": "deepwas.ld",
     "estimate_enrichment": "deepwas.enrichment",
+    "estimate_posterior": "deepwas.posterior",
     "example_files": "deepwas.demo",
     "extract_sequence": "deepwas.tracks",
     "extract_tracks": "deepwas.tracks",
@@ -63,6 +67,7 @@ _HOME = {
     "log_likelihood_and_grad": "deepwas.likelihood",
     "open_ld": "deepwas.ld",
     "open_windows": "deepwas.tracks",
+    "posterior_effects": "deepwas.posterior",
     "read_annotations": "deepwas.annotations",
     "read_harmonised": "deepwas.sumstats",
     "read_scores": "deepwas.annotations.scores",
@@ -93,6 +98,9 @@ __all__ = [
     "LDBlock",
     "LDOptions",
     "LDStore",
+    "Posterior",
+    "PosteriorEffects",
+    "PosteriorOptions",
     "PrecisionOperator",
     "QCOptions",
     "ScoreOptions",
@@ -107,6 +115,7 @@ __all__ = [
     "annotate",
     "build_ld",
     "estimate_enrichment",
+    "estimate_posterior",
     "example_files",
     "extract_sequence",
     "extract_tracks",
@@ -122,6 +131,7 @@ __all__ = [
     "log_likelihood_and_grad",
     "open_ld",
     "open_windows",
+    "posterior_effects",
     "read_annotations",
     "read_harmonised",
     "read_scores",
@@ -150,6 +160,7 @@ if TYPE_CHECKING:
     from deepwas.likelihood.general import solve_ld
     from deepwas.likelihood.operator import PrecisionOperator
     from deepwas.options import FitOptions
+    from deepwas.posterior import Posterior, PosteriorEffects, PosteriorOptions, estimate_posterior, posterior_effects
     from deepwas.runs import Fit, load_fit
     from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats, read_harmonised, read_sumstats
     from deepwas.sumstats.harmonise import harmonise

@@ -177,7 +177,8 @@ def write_config(
 ) -> None:
     """Write a TOML file that `read_config` reads back: the paths given, absolute, and every option in its section.
 
-    Options that are None stand for a default and are left out, as TOML has no such value.
+    What is not set stands in a comment: paths and switches not given, and options that are None, for which TOML has no
+    value, and which stand for a default that hangs on other options.
     """
     import tomli_w
 
@@ -186,10 +187,24 @@ def write_config(
             return [absolute(x) for x in value]
         return str(Path(value).resolve())
 
-    content: dict[str, Any] = {name: absolute(value) for name, value in paths.items() if value}
-    if tensorboard:
-        content["tensorboard"] = True
+    lines = [tomli_w.dumps({n: absolute(paths[n])}) if paths.get(n) else f"# {n} =\n" for n in PATHS]
+    lines.append("tensorboard = true\n" if tensorboard else "# tensorboard = false\n")
     values = options.as_dict()
     for section, names in sections.items():
-        content[section.lower()] = {name: values[name] for name in names if values[name] is not None}
-    write_text(require_parent(path), tomli_w.dumps(content))
+        lines.append(f"\n[{section.lower() if section.isalpha() else json.dumps(section.lower())}]\n")
+        for name in names:
+            unset = f"# {name} =  # {_unset(name, options)}\n"
+            lines.append(unset if values[name] is None else tomli_w.dumps({name: values[name]}))
+    write_text(require_parent(path), "".join(lines))
+
+
+def _unset(name: str, options: FitOptions) -> str:
+    """What holds where an option is None."""
+    held: Any = {
+        "width": options.channels if options.network in ("residual", "cnn", "enformer") else None,
+        "bound": options.output_bound or 0,
+        "variants_at_once": options.chunk or 0,
+        "learning_rate": options.peak_learning_rate,
+    }.get(name)
+    said = {"noise": "learned", "memory": "half of what is free"}
+    return said.get(name) or ("not used" if held is None else f"default: {held:g}")

@@ -9,8 +9,8 @@ distribution of effects, and also where f was learned from the very same z-score
 stopping, the noise and the LD mismatch tests see y_b only through squares, so that flipped data give the same f.
 
 The null is of no direction at all, and the coding of alleles is one: if minor, or derived, alleles lower the trait on
-average, any score that tracks minor or derived status rejects it and need know nothing else. The test does not
-condition on that.
+average, any score that tracks minor or derived status rejects it and need know nothing else. The option `control_maf`
+gives scores the minor allele; see `deepwas.direction_control`.
 
 Source of the idea of flipping signs by block: Reshef et al. 2018 (signed LD profile regression), who condition on
 columns of the minor allele in bins of its frequency.
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from deepwas import __version__
 from deepwas.annotations.signed import SignedScores, read_signed_scores
+from deepwas.direction_control import given_control, minor_allele_columns
 from deepwas.direction_null import FlipTest, Head, Weights, flip_test
 from deepwas.direction_scores import ScaledScores
 from deepwas.errors import InputError
@@ -66,6 +67,8 @@ class DirectionOptions:
         panel, to speak of a standardised genotype; False takes it as it is.
     ridge: 'yes' gives the weights a normal prior, 'no' weighs by least squares, 'auto' gives the prior to more than 10
         columns.
+    control_maf: test what scores tell beyond the direction of minor alleles, which may differ between bins of their
+        frequency; see `deepwas.direction_control`.
     flip_together: blocks that keep their sign together; None means 1, or 10 windows where these overlap, whose
         neighbours share causal variants.
     """
@@ -75,6 +78,7 @@ class DirectionOptions:
     cross_fitted: bool | None = None
     per_allele: bool = True
     ridge: Literal["auto", "yes", "no"] = "auto"
+    control_maf: bool = False
     flip_together: int | None = None
 
     def __post_init__(self) -> None:
@@ -92,7 +96,8 @@ class Direction:
     """What was found.
 
     record: the content of direction.json.  columns: one row a score, see data_specs/direction_columns.schema.json.
-    blocks: one row a block or run of blocks: CELL FIRST LAST SECTION GAIN, its held-out gain in nats.
+    blocks: one row a block or run of blocks, a cell: CELL, its FIRST and LAST block by the store's numbering, SECTION,
+        GAIN, its held-out gain in nats; see data_specs/direction_blocks.schema.json.
     null: (permutations,) the statistic under flips of sign.
     weights: (p,) of the mean head, for scores as they were read and, with per_allele, multiplied by sqrt(2q(1 - q)).
     """
@@ -115,8 +120,9 @@ class Direction:
         """The result in plain words, a sentence or two each."""
         r, test, gain, share = self.record, self.record["test"], self.record["gain"], self.record["share"]
         carried = test["p"] < 0.05
+        given = " beyond that of minor alleles" if r["options"].get("control_maf") else ""
         first = (
-            f"{'The signed scores tell direction' if carried else 'No sign that the scores tell direction'}: "
+            f"{'The signed scores tell direction' if carried else 'No sign that the scores tell direction'}{given}: "
             f"p = {test['p']:.3g} ({test['permutations']:,} flips of sign of {test['groups']:,} "
             f"{'blocks' if test['blocks_together'] == 1 else 'runs of blocks'}, smallest possible p "
             f"{test['smallest_p']:.2g})."
@@ -153,6 +159,7 @@ class Direction:
         target.mkdir(exist_ok=True)
         validate_json(self.record, "direction", str(target / RECORD))
         validate_table(self.columns, "direction_columns", str(target / COLUMNS))
+        validate_table(self.blocks, "direction_blocks", str(target / BLOCKS))
         for frame, name in ((self.columns, COLUMNS), (self.blocks, BLOCKS)):
             rounded = frame.with_columns(pl.col(pl.Float64).round_sig_figs(6))
             write_text(target / name, rounded.write_csv(separator="\t", null_value="NA"))
@@ -197,7 +204,8 @@ def test_direction(
     if cross and not run.cross_fitted:
         raise InputError("this run was not cross-fitted. Ask for the plain prior, or fit with cross-fitting.")
     prior = prior_of(run, store, cross)
-    scaled = ScaledScores.of(signed, store, prior, options.per_allele)
+    control = minor_allele_columns(store.variants["FREQ"].cast(pl.Float64).to_numpy()) if options.control_maf else None
+    scaled = ScaledScores.of(signed, store, prior, options.per_allele, control)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-")))
         blocks = open_trait(
@@ -210,9 +218,11 @@ def test_direction(
             stack.enter_context(blocks),
             scaled.rows,
             prior,
-            len(scaled.names),
+            len(scaled.names) + scaled.controls,
             progress=lambda done, total: report("weighing blocks", done, total),
         )
+    if control is not None:
+        sums, scaled = given_control(sums, scaled)
     report("flipping signs", 0, 1)
     found = _judge(run, store, signed, prior, scaled, sums, cross, options)
     report("flipping signs", 1, 1)
@@ -272,7 +282,7 @@ def _judge(
             "groups": len(terms),
             "blocks_together": together,
             "smallest_p": max(1 / (1 + options.permutations), 2.0 ** (1 - len(terms))),
-            "exact": not store.flanked,
+            "exact": not store.flanked and not options.control_maf,
         },
         "weights": {"tau2": weights.tau2 if ridge else None, "rank": len(head.values)},
         "gain": {

@@ -29,8 +29,10 @@ class ScaledScores:
     """Scores per standardised genotype, each column divided by its root mean square over the variants modelled.
 
     names: (p,) columns that are used.  column: (p,) their places in `values`.  scale: (p,) root mean squares.
-    squares: (p, p), sum_j s_j s_j' over the variants modelled.  spread: (M,), sqrt(2q(1 - q)), or 1.
-    values: (M, all columns), as they were read.  tally: what was filled in or left out.
+    squares: (p + controls, p + controls), sum_j s_j s_j' over the variants modelled.  spread: (M,), sqrt(2q(1 - q)), or
+    1.  values: (M, all columns), as they were read.  tally: what was filled in or left out.
+    controls: columns beside the scores that these are to be given, the last in `squares` and `rows`; control: (M, any),
+    what they are made from, or None.
     """
 
     names: tuple[str, ...]
@@ -40,10 +42,22 @@ class ScaledScores:
     spread: Array
     values: NDArray[np.float32]
     tally: Tally
+    controls: int = 0
+    control: Array | None = None
 
     @classmethod
-    def of(cls, signed: SignedScores, store: LDStore, prior: Prior, per_allele: bool) -> ScaledScores:
-        """Scale the scores of a store; per_allele: they are of an allele. InputError if all are 0."""
+    def of(
+        cls,
+        signed: SignedScores,
+        store: LDStore,
+        prior: Prior,
+        per_allele: bool,
+        control: NDArray[np.float32] | None = None,
+    ) -> ScaledScores:
+        """Scale the scores of a store; per_allele: they are of an allele. InputError if all are 0.
+
+        control: (M, any) columns of the allele counted that the scores are to be given; those that are 0 are left out.
+        """
         tally = Tally()
         tally.extend(prior.tally)
         q = store.variants["FREQ"].cast(pl.Float64).to_numpy()
@@ -65,31 +79,37 @@ class ScaledScores:
                 str(names[int(gone.argmax())]),
             )
         p = len(signed.names)
-        squares = np.zeros((p, p))
+        extra = np.zeros((len(q), 0)) if control is None else control * np.sqrt(2 * q * (1 - q))[:, None]
+        squares = np.zeros((p + extra.shape[1], p + extra.shape[1]))
         modelled = np.flatnonzero(prior.scored)
         for start in range(0, len(modelled), _ROWS):
             rows = modelled[start : start + _ROWS]
             part = np.nan_to_num(signed.values[rows], nan=0.0).astype(np.float64) * spread[rows, None]
+            part = np.concatenate([part, extra[rows]], axis=1)
             squares += part.T @ part
         scale = np.sqrt(np.diagonal(squares) / len(modelled))
-        used = np.flatnonzero(scale > 0)
+        both = np.flatnonzero(scale > 0)
+        used, scale_of_all = both[both < p], scale[both]
+        extra = extra[:, both[both >= p] - p] / scale[both[both >= p]][None, :]
         if len(used) < p:
-            first = signed.names[int((scale == 0).argmax())]
+            first = signed.names[int((scale[:p] == 0).argmax())]
             tally.add("direction", "dropped", "scores that are 0 at every variant modelled", p - len(used), first)
         if not len(used):
             raise InputError("every signed score is 0 or missing at the variants of the run: nothing to test.")
-        scale = scale[used]
         return cls(
             tuple(signed.names[i] for i in used),
             used,
-            scale,
-            squares[np.ix_(used, used)] / np.outer(scale, scale),
+            scale[used],
+            squares[np.ix_(both, both)] / np.outer(scale_of_all, scale_of_all),
             spread,
             signed.values,
             tally,
+            extra.shape[1],
+            None if control is None else extra,
         )
 
     def rows(self, rows: slice) -> Array:
-        """(m, p), of rows of the store, missing ones 0."""
+        """(m, p + controls), of rows of the store, missing ones 0."""
         part = np.nan_to_num(self.values[rows][:, self.column], nan=0.0).astype(np.float64)
-        return part * self.spread[rows, None] / self.scale[None, :]
+        part = part * self.spread[rows, None] / self.scale[None, :]
+        return part if self.control is None else np.concatenate([part, self.control[rows]], axis=1)

@@ -109,6 +109,26 @@ def reopen_hdf5(path: Path, identity: str, busy: InputError) -> Any:
     return None
 
 
+_KINDS = {
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"PAR1": "a Parquet file",
+    b"\x26\xfc\x8f\x88": "a bigWig file",
+    b"\x88\x8f\xfc\x26": "a bigWig file",
+    b"\xeb\xf2\x89\x87": "a bigBed file",
+    b"\x87\x89\xf2\xeb": "a bigBed file",
+    b"\x1f\x8b": "a gzip file",
+    b"PK\x03\x04": "a zip file (.npz, .xlsx)",
+    b"%PDF": "a PDF file",
+    b"l\x1b\x01": "a PLINK .bed file",
+}
+
+
+def kind_of(head: bytes) -> str:
+    """What a file is by its first bytes, in words."""
+    known = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), None)
+    return known or ("a binary file" if b"\x00" in head else "a text file")
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, in hexadecimal, read in pieces of 1 MiB."""
     digest = hashlib.sha256()

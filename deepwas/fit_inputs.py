@@ -17,7 +17,7 @@ from deepwas.annotations import Annotations, read_annotations
 from deepwas.errors import InputError
 from deepwas.inputs import InputSizes, Windows
 from deepwas.ld import LDStore, open_ld
-from deepwas.network_options import required_inputs
+from deepwas.network_options import require_monotone_names, required_inputs
 from deepwas.options import FitOptions
 from deepwas.runs import FORMAT, FORMAT_VERSION
 from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats, harmonise, read_harmonised, read_sumstats
@@ -143,6 +143,8 @@ def _require_inputs(options: FitOptions, features: Annotations | None, windows: 
         sequence=None if sequence is None else sequence.shape[2],
     )
     required_inputs(options, sizes)
+    if features is not None:
+        require_monotone_names(options, features.names)
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -28,6 +28,7 @@ from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats
 __all__ = ["PathLike", "Progress", "claim", "fit", "fit_rotations", "same_run", "tidy"]
 
 Progress = Callable[[str, int, int], None]
+Counted = Callable[[list[dict[str, Any]]], None]
 PathLike = str | os.PathLike[str]
 
 
@@ -44,6 +45,7 @@ def fit(
     resume: bool = False,
     tensorboard: bool = False,
     progress: Progress | None = None,
+    counted: Counted | None = None,
 ) -> Fit:
     """Learn a prior: the variance of each variant's effect as a function of what is known about it.
 
@@ -60,9 +62,10 @@ def fit(
     options: see `FitOptions`.  qc: quality control when `sumstats` is not harmonised yet.
     out: folder for the run: `run.json`, checkpoints, metrics, the table of variants. None keeps the fit in memory.
     resume: go on with an interrupted run in `out`, which must have the same inputs and options; a finished one is read,
-        as are the finished rotations of one that is not.
+        as are the finished rotations of one that is not. Where there is none, a new run starts.
     tensorboard: write metrics for TensorBoard too, into `out`; needs the package tensorboardX.
-    progress: called as progress(what, done, total).
+    progress: called as progress(what, done, total).  counted: called once, before anything is trained, with the counts
+        of variants read, matched and dropped, the first entries of `record["counts"]`.
 
     Inside `deepwas.parallel.start` every process calls it with the same arguments; process 0 alone writes `out`.
 
@@ -70,6 +73,8 @@ def fit(
     """
     with ExitStack() as stack:
         given = read_inputs(stack, ld, sumstats, annotations, tracks, sequence, options, qc)
+        if counted is not None:
+            counted(list(given.record["counts"]))
         found = _run(given, out, resume, None, tensorboard, progress)
         assert found is not None
         return found

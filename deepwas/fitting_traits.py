@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepwas.annotations import Annotations
 from deepwas.errors import InputError
@@ -22,6 +22,9 @@ from deepwas.options import FitOptions
 from deepwas.rendezvous import current
 from deepwas.runs import RECORD, Fit, load_fit
 from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats
+
+if TYPE_CHECKING:
+    from deepwas.training.plan import Plan
 
 __all__ = ["fit_traits"]
 
@@ -44,6 +47,7 @@ def fit_traits(
     resume: bool = False,
     tensorboard: bool = False,
     progress: Progress | None = None,
+    counted: Callable[[dict[str, list[dict[str, Any]]]], None] | None = None,
 ) -> dict[str, Fit]:
     """Learn the priors of several traits by networks that share a trunk and have a head for each trait.
 
@@ -57,6 +61,7 @@ def fit_traits(
         are taken over: the way to add a trait to trained ones.  freeze_trunk: train the new heads alone.
     out: folder for the runs, one folder in it per trait, each a run like those of `fit`, for `load_fit`, `deepwas
         priors` and whatever reads runs.  resume: go on with an interrupted run.
+    counted: as for `fit`, with the counts of each trait by name.
     The rest as for `fit`.
 
     Returns the `Fit` of each trait by name; its networks are the trunk with the trait's head. Raises InputError for
@@ -87,6 +92,8 @@ def fit_traits(
                 "freeze_trunk": freeze_trunk,
                 "start_from": None if start is None else _described(start),
             }
+        if counted is not None:
+            counted({name: list(one.record["counts"]) for name, one in given.items()})
         return _run(given, options, start, freeze_trunk, out, resume, tensorboard, progress)
 
 
@@ -104,6 +111,8 @@ def _run(
     from deepwas.training.plan import plan_traits
 
     plans = plan_traits(store, {name: x.trait.frame for name, x in given.items()}, options)
+    if start is not None:
+        _check_sections(start, store, given, plans)
     folders: dict[str, Path | None] = dict.fromkeys(given)
     whole, fresh, stood = None, False, False
     if out is not None:
@@ -168,7 +177,7 @@ def _check(
             )
     for name, weight in (weights or {}).items():
         if name not in sumstats:
-            raise InputError(f"weights names {name!r}, which is no trait here: {', '.join(sumstats)}.")
+            raise InputError(f"a weight is given for {name!r}, which is no trait here: {', '.join(sumstats)}.")
         if not 0 < weight < float("inf"):
             raise InputError(f"the weight of {name} is {weight}; it must be positive and finite.")
     if options.network == "constant":
@@ -186,12 +195,41 @@ def _check_start(start: Fit, given: FitInputs) -> None:
     for field in fields(NetworkOptions):
         old, new = getattr(before, field.name), getattr(now, field.name)
         if old != new:
-            raise InputError(f"{where}: its network has {field.name} {old}, now {new}. Give --{field.name} {old}.")
+            raise InputError(f"{where}: its network has {field.name} {old}, now {new}. Give {_flag(field.name, old)}.")
     for name in ("ld", "annotations", "tracks", "sequence"):
         then, here = (x["inputs"].get(name) or {} for x in (start.record, given.record))
         key = "checksum" if name == "ld" else "content"
         if then.get(key) != here.get(key):
             raise InputError(f"{where}: was fitted with other {name}. Give the same, or fit without --start-from.")
+
+
+def _check_sections(start: Fit, store: LDStore, given: Mapping[str, FitInputs], plans: Mapping[str, Plan]) -> None:
+    """The run to start from must have held out what this one holds out."""
+    from deepwas.training.trait import blocks_with_scores
+
+    where = start.folder or "the run to start from"
+    count = len(next(iter(plans.values())).rotations)
+    if any(network is None for network in start.networks) or len(start.networks) != count:
+        raise InputError(
+            f"{where}: has {sum(x is not None for x in start.networks)} network(s), {count} are needed, one for each "
+            "section. Give a run with the same --folds and --cross-fit."
+        )
+    for name, plan in plans.items():
+        numbers, _ = blocks_with_scores(store, given[name].trait.frame)
+        for own in start.record["rotations"]:
+            seen = set(own["train_blocks"]) | set(own["validation_blocks"])
+            tested = {numbers[int(i)] for i in plan.rotations[own["rotation"]].test}
+            if both := sorted(seen & tested):
+                raise InputError(
+                    f"{where}: its rotation {own['rotation']} was trained on LD block {both[0]}, on which {name} is "
+                    "tested. Give a run on the same LD store with the same sections."
+                )
+
+
+def _flag(name: str, value: Any) -> str:
+    """The flag that gives an option this value."""
+    said = ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
+    return f"--{name.replace('_', '-')} {said}" if said else f"no --{name.replace('_', '-')}"
 
 
 def _described(start: Fit) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -10,7 +12,7 @@ from deepwas.errors import InputError
 if TYPE_CHECKING:
     from deepwas.inputs import InputSizes
 
-__all__ = ["ComputeDtype", "Network", "NetworkOptions", "required_inputs"]
+__all__ = ["ComputeDtype", "Network", "NetworkOptions", "require_monotone_names", "required_inputs"]
 
 Network = Literal["constant", "linear", "softplus", "mlp", "residual", "cnn", "enformer"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -156,3 +158,12 @@ def required_inputs(options: NetworkOptions, sizes: InputSizes) -> tuple[str, ..
             )
         read.append("log_heterozygosity")
     return tuple(read)
+
+
+def require_monotone_names(options: NetworkOptions, names: Sequence[str]) -> None:
+    """InputError if option `monotone` names what is no annotation; a column NAME:missing goes with NAME."""
+    for text in options.monotone:
+        name = text.rpartition(":")[0]
+        if name not in names and name.removesuffix(":missing") not in names:
+            close = difflib.get_close_matches(name, names, n=3) or list(names[:5])
+            raise InputError(f"monotone names {name!r}, which is no annotation. Did you mean {', '.join(close)}?")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from flax import nnx
     from numpy.typing import NDArray
 
+    from deepwas.ld import LDStore
+    from deepwas.posterior import Posterior
+
 __all__ = ["Fit", "check_record", "load_fit", "sizes_of"]
 
 FORMAT = "deepwas-run"
@@ -181,6 +184,12 @@ class Fit:
             constant = self.record["rotations"][0]["constant"]["log_effect_variance"]
             return np.full(len(found), np.exp(constant))
         return np.exp(predict_log_variance(network, found)[:, 0])
+
+    def posterior(self, ld: LDStore | str | os.PathLike[str], **how: Any) -> Posterior:
+        """Posterior effects under this prior, given the run's z-scores; arguments as of `estimate_posterior`."""
+        from deepwas.posterior import estimate_posterior
+
+        return estimate_posterior(self, ld, **how)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the run folder; `run.json` last, so that a folder with a complete record is complete."""

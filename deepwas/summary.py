@@ -9,9 +9,23 @@ from rich.table import Table
 
 __all__ = ["fits_table", "mismatch_lines", "sensitivity_table", "verdicts"]
 
+_SMALL = 1e-4  # of a heritability: below it, five decimals are hardly any digits
+_NOTHING = 1e-8
+
 
 def _with_error(value: float, error: float | None, digits: int) -> str:
     return f"{value:.{digits}f}" + ("" if error is None else f" ({error:.{digits}f})")
+
+
+def _h2(value: float, error: float | None) -> str:
+    """A heritability and its standard error: to 5 decimals, or where that leaves nothing, to 2 digits."""
+    if value < _NOTHING:
+        return "0 (at its bound)"  # where the jackknife's error is of nothing
+
+    def text(x: float) -> str:
+        return f"{x:.5f}" if x >= _SMALL else f"{x:.2g}"
+
+    return text(value) + ("" if error is None else f" ({text(error)})")
 
 
 def _kind(record: Mapping[str, Any]) -> str:
@@ -45,14 +59,16 @@ def fits_table(records: Mapping[str, Mapping[str, Any]]) -> Table:
         h2, plain, held = record["heritability"][kind], record["heritability"]["plain"], record["held_out"][kind]
         scale, gain = f"{h2['scale']:.2f}", _with_error(held["gain"], held["standard_error"], 1)
         of = "cross-fitted" if kind == "cross_fitted" else "not cross-fitted"
+        if (members := record["options"].get("ensemble", 1)) > 1:
+            of += f", mean of {members}"
         if record["options"]["network"] == "constant":
             h2 = plain = record["heritability"]["constant"]
             scale, gain, of = "1", "0 (reference)", "all blocks"
         table.add_row(
             f"{name} ({of})",
             f"{size['variants_scored']:,} / {size['variants_modelled']:,}",
-            _with_error(h2["h2"], h2["standard_error"], 5),
-            _with_error(plain["h2"], plain["standard_error"], 5),
+            _h2(h2["h2"], h2["standard_error"]),
+            _h2(plain["h2"], plain["standard_error"]),
             scale,
             f"{h2['noise']:.2f}",
             gain,
@@ -118,8 +134,8 @@ def sensitivity_table(rows: Sequence[Mapping[str, Any]], *, of: str) -> Table:
         table.add_row(
             row.get("label", f"{row['share']:.0%}"),
             f"{row['eigenvalues']:,}",
-            _with_error(row["h2_noise_learned"], row["standard_error_noise_learned"], 5),
+            _h2(row["h2_noise_learned"], row["standard_error_noise_learned"]),
             f"{row['noise']:.2f}",
-            _with_error(row["h2_noise_1"], row["standard_error_noise_1"], 5),
+            _h2(row["h2_noise_1"], row["standard_error_noise_1"]),
         )
     return table

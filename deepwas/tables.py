@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import polars as pl
 
 from deepwas.errors import InputError
-from deepwas.files import require_file
+from deepwas.files import kind_of, require_file
 
 MISSING = ("", "NA", "#NA", "nan", "NaN", "NAN", ".", "N/A", "na", "-nan", "None", "null", "NULL")
 
@@ -52,7 +52,7 @@ def read_delimited(
     """
     data = read_bytes(path, what)
     if b"\x00" in data[:4096]:
-        raise InputError(f"{path}: this is a binary file, {what} expected.")
+        raise InputError(f"{path}: this is {kind_of(data[:4096])}, {what} expected.")
     if comment:
         prefixes = tuple(c.encode() for c in comment)
         data = b"\n".join(line for line in data.split(b"\n") if not line.startswith(prefixes))

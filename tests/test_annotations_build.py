@@ -247,6 +247,14 @@ def test_command_writes_and_prints_the_summary(command, tmp_path, variants, made
     for name in NAMES:
         assert name in result.output
     assert "8 annotations of 15,938 variants on GRCh37" in result.output
+    before = out.read_bytes()
+    assert "Give --overwrite" in str(command("--out", out, "--no-store-features", "--genes", GENES).exception)
+    assert out.read_bytes() == before
+    assert command("--out", out, "--no-store-features", "--genes", GENES, "--overwrite").exit_code == 0
+    assert read_annotations(out, variants).names == tuple(
+        x for x in NAMES if x in read_annotations(out, variants).names
+    )
+    assert out.read_bytes() != before
 
 
 @pytest.mark.parametrize(
@@ -255,9 +263,9 @@ def test_command_writes_and_prints_the_summary(command, tmp_path, variants, made
         (["--intervals", "peaks"], "give a name and a file"),
         (["--intervals", f"a={GENES}", "--intervals", f"a={GENES}"], "the name a is given twice"),
         (["--genes", "absent.bed"], "absent.bed: no such file"),
-        (["--interval-features", "inside,outside"], "interval_features"),
+        (["--interval-features", "inside,outside"], "--interval-features \\('inside', 'outside'\\): give"),
         (["--no-store-features"], "no annotation asked for"),
-        (["--map-window", "0"], "map_window=0"),
+        (["--map-window", "0"], "--map-window 0: give"),
         (["--table", MAP], "no annotation column|no row matches"),
     ],
 )

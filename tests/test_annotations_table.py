@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 
+import h5py
 import numpy as np
 import polars as pl
 import pytest
@@ -147,6 +148,26 @@ def test_damaged_and_odd_parquet(tmp_path):
     pl.DataFrame({"SNP": ["rs1", "rs2"], "x": [[1], [2]]}).write_parquet(path)
     with pytest.raises(InputError, match=r"column x holds List\(Int64\), numbers are needed"):
         read_table(path, VARIANTS)
+
+
+def test_columns_of_both_signs_are_noted_where_alleles_are_known(tmp_path):
+    rows = "1 100 A G -1 1\n1 200 C T 2 2\n2 300 AT A -3 3\n"
+    table = read_annotations(write(tmp_path / "a.txt", "CHR BP A1 A2 x y\n" + rows), VARIANTS)
+    (note,) = (row for row in table.tally.rows if "both signs" in row.reason)
+    assert (note.action, note.count, note.first) == ("noted", 1, "x")
+    assert "deepwas scores" in note.reason
+    np.testing.assert_array_equal(table.values[:, 0], np.array([-1, 2, NAN, -3], np.float32))
+    # What deepwas wrote has been noted.
+    table.write_parquet(tmp_path / "a.parquet")
+    again = read_annotations(tmp_path / "a.parquet", VARIANTS)
+    assert not any("both signs" in row.reason for row in again.tally.rows)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as handle:
+        handle["x"] = np.arange(3)
+    with pytest.raises(InputError, match="this is an HDF5 file, a table of annotations expected"):
+        read_table(tmp_path / "a.h5", VARIANTS)
 
 
 def test_names_that_come_from_two_files(tmp_path):

@@ -21,6 +21,7 @@ import pytest
 
 import deepwas
 from deepwas.cli import main
+from deepwas.cli._console import progress
 from deepwas.specs import validate_json, validate_table
 from tests.synthetic import write_problem
 
@@ -177,7 +178,11 @@ def test_fit_records_what_it_was_asked_and_shows_it(made):
     assert len(record["rotations"]) == 4
     assert "SNP heritability" in made.said["fit"].out
     assert "960 / 960" in made.said["fit"].out
-    assert f"deepwas priors {made.run}" in made.said["fit"].err
+    said = made.said["fit"].err
+    assert f"deepwas priors {made.run}" in said
+    # What was dropped is said before the wait, and once.
+    assert said.index("usable rows") < said.index("training: ")
+    assert said.count("usable rows") == 1
     assert not list(made.run.rglob("*.partial*"))
 
 
@@ -208,7 +213,8 @@ def test_plain_priors_are_those_of_the_first_network(made, tmp_path):
 def test_a_gwas_file_is_fitted_as_if_harmonised_first(made, tmp_path):
     for name, sumstats in (("raw", made.gwas), ("harmonised", made.z)):
         arguments = ("--ld", made.store, "--sumstats", sumstats, "--out", tmp_path / name)
-        succeed("fit", *arguments, "--network", "constant", "--folds", 4)
+        said = succeed("fit", *arguments, "--network", "constant", "--folds", 4, "--resume").err
+        assert f"{tmp_path / name}: nothing to resume there; a new run starts" in said
     raw, harmonised = (json.loads((tmp_path / n / "run.json").read_text()) for n in ("raw", "harmonised"))
     assert raw["inputs"]["sumstats"]["build"] is None  # not said, when a file is given as it is
     assert raw["inputs"]["sumstats"] | {"build": "GRCh37"} == harmonised["inputs"]["sumstats"]
@@ -266,6 +272,20 @@ def test_an_interrupt_is_said_and_has_its_own_exit_code(monkeypatch):
     answer = run("doctor")
     assert answer.code == 130
     assert "interrupted" in answer.err
+
+
+def test_long_work_says_how_long_it_may_take(capsys, monkeypatch):
+    now = iter([0.0, 40.0, 100.0])
+    monkeypatch.setattr("deepwas.cli._console.time.monotonic", lambda: next(now, 100.0))
+    with progress("training") as advance:
+        for done in (0, 20, 50):
+            advance(done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "training: 0 of 100",
+        "training: 20 of 100 (at most 2:40 min left)",
+        "training: 50 of 100 (at most 1:40 min left)",
+    ]
 
 
 # Genotypes
@@ -397,6 +417,7 @@ def test_ld_with_missing_values_is_refused():
                 "0 by position and alleles, 0 by rsid and alleles",
                 "First of the GWAS: y_rs1_0 at chr22:1000000, A/G",
                 "First of the LD store: rs1_0 at chr1:1000000",
+                "The GWAS is of chromosome 22, the LD store of 1, 2, 3, 4: give an LD store of the GWAS's chromosomes",
             ),
             id="unmatched",
         ),
@@ -432,6 +453,34 @@ def test_no_output_replaces_an_input(refused, made, tmp_path):
     says = ("is one of the input files",)
     refused("sumstats", gwas, "--ld", made.store, "--out", gwas, says=says)
     refused("annotate", "--ld", made.store, "--table", table, "--out", table, says=says)
+
+
+def test_what_is_there_is_replaced_when_asked_only(refused, made, tmp_path):
+    for name in ("z.parquet", "a.parquet", "p.tsv", "ld.png", "ld.h5"):
+        (tmp_path / name).write_text("of before")
+    commands = {
+        "z.parquet": ("sumstats", made.gwas, "--ld", made.store, "--out"),
+        "a.parquet": ("annotate", "--ld", made.store, "--table", made.table, "--out"),
+        "p.tsv": ("priors", shutil.copytree(made.run, tmp_path / "run"), "--out"),
+        "ld.png": ("ld", "info", made.store, "--plot"),
+        "ld.h5": ("ld", "build", "--genotypes", made.folder / "panel", *BUILD, "--out"),
+    }
+    for name, arguments in commands.items():
+        refused(*arguments, tmp_path / name, says=(f"{name}: is there already. Give --overwrite",))
+        succeed(*arguments, tmp_path / name, "--overwrite")
+        assert (tmp_path / name).read_bytes() != b"of before"
+    with deepwas.open_ld(tmp_path / "ld.h5") as again, deepwas.open_ld(made.store) as store:
+        assert again.checksum == store.checksum
+
+
+def test_priors_that_lose_are_said_to(made, tmp_path):
+    copy = shutil.copytree(made.run, tmp_path / "run")
+    record = json.loads((copy / "run.json").read_text())
+    for gain, says in ((-3.25, True), (3.25, False)):
+        record["held_out"]["cross_fitted"] |= {"gain": gain, "standard_error": 1.5}
+        (copy / "run.json").write_text(json.dumps(record))
+        said = succeed("priors", copy, "--out", tmp_path / "p.tsv", "--overwrite").err
+        assert ("lose 3.2 nats (standard error 1.5)" in said) == says
 
 
 @pytest.mark.parametrize("kind", ["parquet of another origin", "truncated parquet"])
@@ -494,8 +543,8 @@ def test_a_fault_found_in_training_leaves_nothing(refused, made, tmp_path):
         (("--objective", "r2"), ("'r2'", "likelihood, ld-score")),
         (("--hidden", "abc"), ("--hidden 'abc'", "32,32")),
         (("--noise", "x"), ("--noise 'x'", "'learned'")),
-        (("--noise", "-1"), ("noise is -1", "positive")),
-        (("--folds", "2"), ("folds is 2", "at least 3")),
+        (("--noise", "-1"), ("--noise is -1", "positive")),
+        (("--folds", "2"), ("--folds is 2", "at least 3")),
         (("--no-such-option",), ("No such option",)),
         (("--steps", "many"), ("Usage: deepwas fit", "Invalid value for '--steps'")),
     ],
@@ -508,8 +557,8 @@ def test_wrong_options_of_fit_are_named(refused, made, tmp_path, options, says):
     ("options", "says"),
     [
         (("--build", "hg17"), ("hg17", "GRCh37", "GRCh38")),
-        (("--min-maf", "0.7"), ("min_maf is 0.7",)),
-        (("--variance-kept", "0.9"), ("eigenvalue_floor and variance_kept",)),
+        (("--min-maf", "0.7"), ("--min-maf is 0.7",)),
+        (("--variance-kept", "0.9"), ("--eigenvalue-floor and --variance-kept",)),
         (("--dtype", "int4"), ("int4", "float32")),
     ],
 )

@@ -9,8 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from deepwas.cli._fit_options import HELP, SECTIONS
+from deepwas.cli._flags import naming_flags
 from deepwas.config import OPTIONS, parse, read_config, write_config
 from deepwas.errors import InputError
+from deepwas.interpretation.options import InterpretOptions
 from deepwas.options import FitOptions
 
 OTHER = FitOptions(
@@ -98,6 +100,44 @@ def test_a_file_written_reads_back_to_the_same_options(tmp_path):
         assert "out" not in found
 
 
+def test_what_is_not_set_stands_in_a_comment(tmp_path):
+    chosen = FitOptions(network="cnn")
+    write_config(tmp_path / "w.toml", {"ld": "x.h5"}, chosen, SECTIONS)
+    text = (tmp_path / "w.toml").read_text()
+    for name in ("sumstats", "annotations", "tracks", "sequence", "out", "tensorboard", *OPTIONS):
+        assert (
+            sum(line.lstrip("# ").startswith(f"{name} = ") or line == f"# {name} =" for line in text.splitlines()) == 1
+        )
+    assert "# width =  # default: 32\n" in text
+    assert "# learning_rate =  # default: 0.002\n" in text
+    assert "# noise =  # learned\n" in text
+
+
+def test_errors_of_options_name_the_flags(run):
+    for arguments, says in (
+        (("--test-chromosomes", "21"), "--validation-chromosomes beside them"),
+        (("--batch-blocks", 0), "--batch-blocks is 0; at least 1"),
+        (("--network", "cnn", "--monotone", "a:+"), "--monotone is for linear, softplus, mlp; the network is cnn"),
+        (("--monotone", "a"), "--monotone has 'a'"),
+        (("--network", "enformer", "--width", "3"), "--width is 3; with 4 heads"),
+    ):
+        assert says in str(run(*arguments))
+    with pytest.raises(InputError, match=r"^test_chromosomes need"):  # in Python, their own names
+        FitOptions(test_chromosomes=("21",))
+
+
+def test_flags_are_named_only_where_a_message_speaks_of_the_option():
+    def said(text, **other):
+        with pytest.raises(InputError) as error, naming_flags(InterpretOptions, **other):
+            raise InputError(text)
+        return str(error.value)
+
+    assert said("attributions is -1; at least 0", attributions="--shap") == "--shap is -1; at least 0"
+    assert said("repeats=0: give a seed, within reason") == "--repeats 0: give a seed, within reason"
+    for other in ("/a/seed is missing.tsv: no such file", "rounds of the seed", "groups_of.tsv: column groups is NA"):
+        assert said(other) == other
+
+
 def test_the_record_of_a_run_gives_its_options_back(tmp_path):
     record = {"format": "deepwas-run", "options": OTHER.as_dict()}
     assert FitOptions(**read_config(written(tmp_path, json.dumps(record), "run.json"))) == OTHER
@@ -134,7 +174,7 @@ def run(monkeypatch):
     called = {}
 
     def instead(*inputs, **rest):
-        called.update(rest, inputs=inputs, progress=None)
+        called.update(rest, inputs=inputs, progress=None, counted=None)
         raise InputError("as far as this test goes")
 
     monkeypatch.setattr(fitting, "fit", instead)
@@ -185,3 +225,9 @@ def test_settings_written_by_the_command_are_those_of_its_flags(tmp_path, run):
     run(*flags, "--write-config", tmp_path / "c.toml")
     assert not (tmp_path / "run").exists()
     assert run("--config", tmp_path / "c.toml") == run(*flags)
+    before = (tmp_path / "c.toml").read_text()
+    assert "--overwrite" in str(run(*flags, "--seed", 5, "--write-config", tmp_path / "c.toml"))
+    assert (tmp_path / "c.toml").read_text() == before
+    run(*flags, "--seed", 5, "--write-config", tmp_path / "c.toml", "--overwrite")
+    assert "seed = 5" in (tmp_path / "c.toml").read_text()
+    assert "--overwrite is for --write-config" in str(run(*flags, "--overwrite"))

@@ -19,11 +19,15 @@ from deepwas.annotations.features import check_variants
 from deepwas.annotations.signed import SignedScores
 from deepwas.cli import main
 from deepwas.direction import DirectionOptions
-from deepwas.direction_blocks import block_terms, prior_of
+from deepwas.direction_blocks import BlockSums, block_terms, prior_of
+from deepwas.direction_control import given_control, minor_allele_columns
 from deepwas.direction_null import Head, flip_test
+from deepwas.direction_scores import ScaledScores
 from deepwas.errors import InputError
 from deepwas.ld import LDBlock, write_ld
+from deepwas.specs import validate_json, validate_table
 from deepwas.sumstats import HarmonisedSumstats
+from deepwas.tally import Tally
 from deepwas.training.trait import open_trait
 from tests import dense
 
@@ -97,6 +101,89 @@ def fitted(store, z, **options) -> deepwas.Fit:
 def planted(store):
     scores, z = simulated(store, share=0.3)
     return scores, z, fitted(store, z)
+
+
+# --- minor alleles
+
+
+def drawn_sums(rng, *, of_minor: float, of_score: float, blocks: int = 40, k: int = 12, p: int = 1) -> BlockSums:
+    """Whitened blocks with B = I: p scores that track two control columns, and means that follow either."""
+    A, u = np.zeros((blocks, p + 2, p + 2)), np.zeros((blocks, p + 2))
+    for b in range(blocks):
+        C = rng.normal(size=(k, 2))
+        S = C @ np.array([[1.0], [-0.5]]) + rng.normal(size=(k, p))
+        X = np.concatenate([S, C], axis=1)
+        y = X @ np.array([of_score] * p + [of_minor, 0.0]) + rng.normal(size=k)
+        A[b], u[b] = X.T @ X, X.T @ y
+    return BlockSums(np.arange(blocks), u, np.arange(blocks), A, np.arange(blocks) // 10)
+
+
+def plain_scores(p: int) -> ScaledScores:
+    names = tuple(f"s{i}" for i in range(p))
+    nothing = np.zeros((0, p), np.float32)
+    return ScaledScores(names, np.arange(p), np.ones(p), np.eye(p + 2), np.ones(0), nothing, Tally(), 2)
+
+
+def test_weights_given_minor_alleles_are_those_beside_them():
+    sums = drawn_sums(np.random.default_rng(0), of_minor=0.3, of_score=0.2, p=3)
+    A, u = sums.A.sum(axis=0), sums.u.sum(axis=0)
+    beside = np.linalg.solve(A, u)[:3]
+    error = np.linalg.inv(A)[:3, :3]
+    left, scaled = given_control(sums, plain_scores(3))
+    found = Head.of(left.A.sum(axis=0), ridge=False).fit(left.u.sum(axis=0))
+    np.testing.assert_allclose(found.w, beside, rtol=1e-10)
+    np.testing.assert_allclose(found.covariance, error, rtol=1e-9)
+    np.testing.assert_allclose(left.by_cell().sum(axis=0), left.u.sum(axis=0))
+    assert (scaled.names, scaled.controls, scaled.squares.shape) == (("s0", "s1", "s2"), 0, (3, 3))
+
+
+def rejections(*, of_minor: float, of_score: float, control: bool, runs: int = 400) -> float:
+    rng, count = np.random.default_rng(5), 0
+    for _ in range(runs):
+        sums = drawn_sums(rng, of_minor=of_minor, of_score=of_score)
+        if control:
+            left, _ = given_control(sums, plain_scores(1))
+            terms, head = left.u, Head.of(left.A.sum(axis=0), ridge=False)
+        else:
+            terms, head = sums.u[:, :1], Head.of(sums.A.sum(axis=0)[:1, :1], ridge=False)
+        count += flip_test(terms, head, permutations=99, rng=rng).p <= 0.05
+    return count / runs
+
+
+def test_direction_of_minor_alleles_alone_is_not_found_given_them():
+    limit = 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+    assert rejections(of_minor=0.2, of_score=0.0, control=False) > 0.5  # what the control is for
+    assert rejections(of_minor=0.2, of_score=0.0, control=True) < limit
+    assert 0.02 < rejections(of_minor=0.0, of_score=0.0, control=True) < limit
+    assert rejections(of_minor=0.2, of_score=0.2, control=True) > 0.8
+
+
+def test_columns_of_the_minor_allele():
+    q = np.array([0.01, 0.05, 0.07, 0.5, 0.9, 0.99, 0.35])
+    found = minor_allele_columns(q)
+    assert found.shape == (7, 6)
+    assert found.sum(axis=1).tolist() == [1, 1, 1, 0, -1, -1, 1]
+    assert np.abs(found).argmax(axis=1)[[0, 1, 2, 4, 5, 6]].tolist() == [0, 0, 1, 1, 0, 4]
+    np.testing.assert_array_equal(minor_allele_columns(1 - q), -found)  # the alleles counted do not matter
+
+
+def test_a_score_of_minor_alleles_is_nothing_beyond_them(store):
+    scores, z = simulated(store, share=0.0)
+    q = store.variants["FREQ"].to_numpy()
+    minor = np.sign(0.5 - q).astype(np.float32)
+    values = np.stack([minor, scores.values[:, 0]], axis=1)
+    both = dataclasses.replace(scores, values=values)
+    fit = fitted(store, z)
+    chosen = DirectionOptions(permutations=199, control_maf=True)
+    found = direction.test_direction(fit, store, both, options=chosen)
+    assert found.columns["NAME"].to_list() == ["s1"]
+    assert found.weights.shape == (1,)
+    assert any("minor alleles tell wholly" in row["reason"] for row in found.record["counts"])
+    assert found.record["test"]["exact"] is False
+    assert "beyond that of minor alleles" in found.verdict()[0]
+    only = dataclasses.replace(both, values=values[:, :1], names=("s0",), sources={"s0": "simulated"})
+    with pytest.raises(InputError, match="nothing is left to test"):
+        direction.test_direction(fit, store, only, options=chosen)
 
 
 # --- sums and the likelihood --------------------------------------------------------------------------------------
@@ -243,6 +330,9 @@ def test_a_planted_direction_is_found_with_its_size(store, planted, tmp_path):
         "direction_columns.tsv",
     ]
     assert json.loads((tmp_path / "out" / "direction.json").read_text()) == json.loads(json.dumps(record))
+    blocks = pl.read_csv(tmp_path / "out" / "direction_blocks.tsv", separator="\t")
+    validate_table(blocks, "direction_blocks", "direction_blocks.tsv")
+    assert (blocks["FIRST"] <= blocks["LAST"]).all()
     assert found.blocks["GAIN"].sum() == pytest.approx(record["gain"]["held_out"])
 
 
@@ -447,8 +537,16 @@ def test_the_command(store, planted, tmp_path, capsys):
     assert "The signed scores tell direction: p = 0.01" in said.err
     assert "s0" in said.out
     first = json.loads((tmp_path / "out" / "direction.json").read_text())
-    main_exit([*base, "--out", str(tmp_path / "out"), "--permutations", "99"])
+    assert main_exit([*base, "--out", str(tmp_path / "out"), "--permutations", "99"]) == 2
+    assert "--overwrite to replace its direction test" in capsys.readouterr().err
+    assert main_exit([*base, "--out", str(tmp_path), "--overwrite"]) == 2
+    assert "holds no direction test to replace" in capsys.readouterr().err
+    assert main_exit([*base, "--out", str(tmp_path / "out"), "--permutations", "99", "--overwrite"]) == 0
     assert json.loads((tmp_path / "out" / "direction.json").read_text()) == first
+    given = ["--out", str(tmp_path / "given"), "--permutations", "99", "--control-maf"]
+    assert main_exit([*base, *given]) == 0
+    assert "tell direction beyond that of minor alleles: p = 0.01" in capsys.readouterr().err
+    validate_json(json.loads((tmp_path / "given" / "direction.json").read_text()), "direction", "direction.json")
     assert main_exit([*base, "--out", str(store.path)]) == 2
     assert main_exit([*base, "--out", str(tmp_path / "no" / "out")]) == 2
     assert main_exit([*base, "--out", str(tmp_path / "new"), "--ridge", "maybe"]) == 2

@@ -17,6 +17,7 @@ from scipy.stats import t as student
 import deepwas
 from deepwas.cli import main
 from deepwas.enrichment import enrichment_of_blocks, enrichment_of_prior
+from deepwas.enrichment_plot import _log_axis
 from deepwas.enrichment_reml import SHIFT, SoftplusLikelihood, block_terms, maximise, softplus
 from deepwas.errors import DataWarning, DeepwasError, InputError
 from deepwas.ld import LDBlock
@@ -318,6 +319,24 @@ def test_a_given_prior_has_the_jackknife_of_its_ratios():
         _ = found.tau_star
 
 
+@pytest.mark.parametrize(
+    "values", [[1.02, 0.97, 1.1], [3.0, 0.5, 4.0], [12.0, 1e-9, -3.0, 40.0], [1.0], [200.0, 1.0]], ids=str
+)
+def test_ratios_are_drawn_on_a_logarithmic_axis_with_labels(values):
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    _log_axis(axis, np.array([*values, np.nan]))
+    low, high = axis.get_xlim()
+    assert axis.get_xscale() == "log"
+    assert low <= max(min(values), 0.01)
+    assert high >= min(max(values), 100)
+    ticks = axis.get_xticks()
+    assert 1 <= len(ticks) <= 8
+    assert len(ticks) >= 3 or len(values) == 1
+    assert ((ticks >= low) & (ticks <= high)).all()
+
+
 def test_wrong_input_is_told(trait):
     blocks, x = trait.blocks[:5], trait.x[:300]
     for options, match in (
@@ -358,9 +377,16 @@ def test_the_command_writes_table_record_and_picture(tmp_path, capsys):
     assert record["inputs"]["ld"]["checksum"] == store.checksum
     assert record["h2"] == pytest.approx(table["h2"][0], rel=1e-6)
     assert (tmp_path / "e.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "active" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "active" in said.out
+    assert ("idle *" in said.out) == ("* not 0/1" in said.err) == (not table["Binary"].all())
     before = sorted(p.name for p in tmp_path.iterdir())
-    for wrong in (["--out", out, "--noise", "x"], ["--out", problem.annotations], ["--out", out, "--jackknife", "x"]):
+    for wrong in (
+        ["--out", out],
+        ["--out", out, "--overwrite", "--noise", "x"],
+        ["--out", problem.annotations],
+        ["--out", out, "--jackknife", "x"],
+    ):
         with pytest.raises(SystemExit) as end:
             main([str(x) for x in ("enrich", *given, *wrong)])
         assert end.value.code == 2

@@ -147,6 +147,11 @@ def test_inputs_that_the_network_does_not_read_or_lacks_are_refused_first(tiny, 
     whitening_is_a_mistake(monkeypatch)
     for given, options, match in (
         ({}, QUICK, "needs annotations, tracks or sequence"),
+        (
+            {"annotations": annotations},
+            replace(QUICK, monotone=("no:+",)),
+            "monotone names 'no', which is no annotation",
+        ),
         ({"annotations": annotations}, CNN, "cnn network reads tracks or sequence"),
         ({"annotations": annotations, "tracks": tracks}, QUICK, "linear network does not read tracks"),
         ({"tracks": tracks[:5]}, CNN, r"tracks is of shape \(5, 5, 2\).*320 variants"),

@@ -12,6 +12,7 @@ from flax import nnx
 
 import deepwas
 from deepwas import FitOptions, InputError
+from deepwas.cli._fit_result import say_found, say_training
 from deepwas.inputs import VariantInputs
 from deepwas.networks import make_network, of_trait, predict_log_variance, trunk_labels, with_trunk
 from deepwas.training.loop import Point, Trainer
@@ -99,6 +100,23 @@ def test_each_trait_has_a_run_of_its_own_and_the_trunk_is_shared(tiny, traits, b
     assert sections[0] == sections[1]
 
 
+def test_the_command_says_of_each_trait_what_it_says_of_one(both, capsys, tmp_path):
+    records = {name: fit.record for name, fit in both.items()}
+    say_found(
+        records, {name: tmp_path / name for name in both}, {name: len(x["counts"]) for name, x in records.items()}
+    )
+    said = capsys.readouterr()
+    for name in both:
+        assert f"share of the store's variance, {name}" in said.out
+        assert f"{name}: LD mismatch:" in said.err
+        assert f"deepwas priors {tmp_path / name} --out {name}.tsv.gz" in said.err
+        assert f"{name}: held-out log-likelihood" in said.err
+    assert "usable rows" not in said.err  # said before
+    say_training(replace(OPTIONS, ensemble=3, ema=0.98))
+    assert "3 networks" in (said := capsys.readouterr().err)
+    assert "decay 0.98" in said
+
+
 def test_log_likelihoods_of_all_traits_are_those_of_each(tiny, traits, float32):
     _, store, _, annotations, _ = tiny
     inputs = VariantInputs(deepwas.annotations.Standardiser.fit(annotations).transform(annotations))
@@ -132,9 +150,20 @@ def test_a_trait_is_added_to_a_trunk_that_stays_as_it_is(tiny, traits, both):
     assert any(x["network"]["best_step"] for x in frozen.record["rotations"])
     assert any(x.any() for network in frozen.networks for x in parts(network)[1])
     other = replace(OPTIONS, folds=4)
-    for options, message in ((other, "has 3 network"), (replace(OPTIONS, hidden=(7,)), r"hidden \(6,\), now \(7,\)")):
+    for options, message in (
+        (other, "has 3 network"),
+        (replace(OPTIONS, hidden=(7,)), r"hidden \(6,\), now \(7,\)\. Give --hidden 6\."),
+    ):
         with pytest.raises(InputError, match=message):
-            deepwas.fit_traits(store, {"new": traits["half"]}, annotations, start_from=both["whole"], options=options)
+            deepwas.fit_traits(
+                store,
+                {"new": traits["half"]},
+                annotations,
+                start_from=both["whole"],
+                options=options,
+                out=tiny[0] / "refused",
+            )
+    assert not (tiny[0] / "refused").exists()
 
 
 def test_trunks_of_other_sizes_are_refused():
@@ -189,6 +218,7 @@ def test_what_cannot_be_fitted_together_is_refused(tiny, traits, tmp_path):
         ({"sumstats": traits, "weights": {"third": 1.0}}, "no trait here: whole, half"),
         ({"sumstats": traits, "weights": {"half": 0.0}}, "weight of half is 0.0"),
         ({"sumstats": traits, "options": constant}, "share nothing"),
+        ({"sumstats": traits, "options": replace(OPTIONS, monotone=("activ:+",))}, "Did you mean active"),
         ({"sumstats": traits, "freeze_trunk": True}, "must come from a run"),
         ({"sumstats": {"a": folder / "gone.txt"}}, "^a: .*gone.txt"),
     ):

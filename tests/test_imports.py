@@ -111,6 +111,7 @@ def test_help_and_wrong_arguments_do_not_wait_for_jax(tmp_path):
             "direction",
             "enrich",
             "interpret",
+            "posterior",
         ),
         *("demo", "doctor"),
     )
@@ -156,6 +157,8 @@ def test_help_and_wrong_arguments_do_not_wait_for_jax(tmp_path):
         ["fit-traits", "--ld", present, "--sumstats", present, "--out", out],
         ["fit-traits", "--ld", present, "--sumstats", f"a={gone}", "--out", out],
         ["sequence", "--ld", present, "--fasta", gone, "--out", out],
+        ["posterior", gone, "--ld", present, "--out", out],
+        ["posterior", "--priors", present, "--sumstats", present, "--ld", present, "--out", out],
         ["demo", "--out", present],
         ["demo", "--out", str(tmp_path / "no" / "folder")],
         ["demo", "--seed", "-1"],

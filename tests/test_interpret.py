@@ -13,6 +13,7 @@ import pytest
 
 import deepwas
 from deepwas.cli import main
+from deepwas.cli.interpret import _say_found
 from deepwas.errors import DataWarning, InputError
 from deepwas.fit_inputs import describe_windows
 from deepwas.inputs import VariantInputs
@@ -225,14 +226,24 @@ def test_an_interrupted_interpretation_goes_on_to_the_same(run, found, monkeypat
     assert (out / "importance.tsv").read_bytes() == (folder / "learned" / "importance.tsv").read_bytes()
 
 
-def test_what_is_not_the_runs_own_is_refused(run):
+def test_what_is_not_the_runs_own_is_refused(run, monkeypatch):
     _, store, annotations, fit = run
     with pytest.raises(InputError, match="not what the run was made with"):
         interpret(fit, store, replace(annotations, values=annotations.values * np.float32(2)))
     with pytest.raises(InputError, match="give just these"):
         interpret(fit, store)
+    from deepwas.interpretation import held_out
+
+    monkeypatch.setattr(held_out, "_check", lambda *_: pytest.fail("said only after work has begun"))
     with pytest.raises(InputError, match="no annotation promoter"):
         interpret(fit, store, annotations, options=InterpretOptions(groups={"genes": ["promoter"]}))
+    monkeypatch.setattr("deepwas.interpretation.attributions.require_shap", lambda: None)
+    sizes = {"annotations": 2, "log_heterozygosity": True, "tracks": None, "sequence": None}
+    rotations = [x | {"network": x["network"] | {"sizes": sizes}} for x in fit.record["rotations"]]
+    with_frequency = replace(fit, record=fit.record | {"rotations": rotations})
+    with pytest.raises(InputError, match="Leave --shap out"):
+        interpret(with_frequency, store, annotations, options=InterpretOptions(attributions=3))
+    monkeypatch.undo()
     other = replace(fit, record=fit.record | {"inputs": fit.record["inputs"] | {"ld": {"checksum": "x", "file": "l"}}})
     with pytest.raises(InputError, match="another LD store"):
         interpret(other, store, annotations)
@@ -281,6 +292,20 @@ def test_the_command_says_what_it_found(run, capsys):
             main([str(x) for x in (*given, "--out", folder / "none", *wrong)])
         assert end.value.code == 2
     assert not (folder / "none").exists()
+
+
+def test_the_command_says_what_is_not_written_and_what_is_noise(found, capsys, tmp_path):
+    for gain, error, says in ((5.0, 1.0, False), (1.0, 3.0, True), (-4.0, 1.0, True), (5.0, None, True)):
+        held = {"gain": gain, "standard_error": error}
+        _say_found(replace(found, record=found.record | {"held_out": held}), tmp_path)
+        said = capsys.readouterr()
+        assert ("not significantly above 0" in said.err) == says
+        assert ("share of" in said.out) != says
+        assert "none" not in said.err
+    _say_found(replace(found, responses=None, enrichment=None), tmp_path)
+    said = capsys.readouterr().err
+    assert "responses are made for networks that read annotations alone" in said
+    assert "enrichment needs annotations" in said
 
 
 @pytest.mark.slow

@@ -234,8 +234,8 @@ def test_equal_content_has_the_equal_checksum_and_other_content_another(panel, t
         ("blocks/00001/factor", "block 1 has changed"),
         ("blocks/00000/eigenvalues", "block 0 has changed"),
         ("variants/LDSCORE", "block 0 has changed"),
-        ("variants/FREQ", "the variant table has changed"),
-        ("variants/SNP", "the variant table has changed"),
+        ("variants/FREQ", "the variant table or the genome build has changed"),
+        ("variants/SNP", "the variant table or the genome build has changed"),
     ],
 )
 def test_verify_finds_every_kind_of_change(panel, tmp_path, path, message):
@@ -246,6 +246,16 @@ def test_verify_finds_every_kind_of_change(panel, tmp_path, path, message):
         data.flat[0] = b"other" if data.dtype.kind == "S" else data.flat[0] * 1.5 + 0.25
         handle[path][:] = data
     with open_ld(out) as store, pytest.raises(InputError, match=message):
+        store.verify()
+
+
+def test_the_genome_build_is_under_the_checksum_of_new_stores(panel, tmp_path):
+    out = tmp_path / "ld.h5"
+    build_ld(panel, out, OPTIONS).close()
+    with h5py.File(out, "r+") as handle:
+        build = handle.attrs["genome_build"]
+        handle.attrs["genome_build"] = "GRCh37" if build == "GRCh38" else "GRCh38"
+    with open_ld(out) as store, pytest.raises(InputError, match="or the genome build has changed"):
         store.verify()
 
 

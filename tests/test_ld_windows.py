@@ -209,6 +209,8 @@ def test_the_same_content_has_the_same_checksum_however_it_was_written(tmp_path)
         blocks = [(built.block_slice(i).start, built.block(i)) for i in range(built.n_blocks)]
         again = write_ld(tmp_path / "b.h5", built.variants, blocks, build="hg38", n_samples=120, dtype="float64")
         assert again.checksum == built.checksum
+        moved = write_ld(tmp_path / "d.h5", built.variants, blocks, build="hg19", n_samples=120, dtype="float64")
+        assert moved.checksum != built.checksum
         shorter = write_ld(tmp_path / "c.h5", built.variants, blocks[:-1], build="hg38", n_samples=120, dtype="float64")
         assert shorter.checksum != built.checksum
 
@@ -281,7 +283,7 @@ def to_version_1(path: Path) -> None:
             group.attrs["sha256"] = layout.block_digest(handle, index)
             digests.append(group.attrs["sha256"])
         digest = layout.variants_digest(layout.read_variants(handle))
-        handle.attrs["checksum"] = layout.content_checksum(digest, digests)
+        handle.attrs["checksum"] = layout.content_checksum(digest, digests, None)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

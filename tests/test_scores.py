@@ -93,7 +93,7 @@ def test_every_format_gives_the_same_scores_on_the_stores_alleles(tmp_path, kind
     assert said["rows at a variant's place with other alleles"] == 1
     assert said[f"missing: variants without a row in scores.{kind}"] == 1
     assert said["sign taken as on the store's strand: palindromic variants (A/T or C/G)"] == 1
-    assert said["columns unused: neither key nor number"] == 1
+    assert said["columns unused, no scores: gene"] == 1
 
 
 def test_variant_names_serve_as_key(tmp_path):
@@ -250,6 +250,30 @@ def test_text_among_numbers_is_named_wherever_it_stands(tmp_path, monkeypatch):
     header, rest = TEXT.split("\n", 1)
     with pytest.raises(InputError, match="column cage, line 1,003: 'low' is not a number"):
         read_scores(raw(tmp_path, header + "\n" + filler + rest.replace("\t-3\t", "\tlow\t")), VARIANTS)
+
+
+def test_a_text_cell_costs_no_column(tmp_path):
+    for text in ("low", "1,5"):
+        with pytest.raises(InputError, match=rf"s.tsv: column dnase, line 4: '{text}' is not a number"):
+            read_scores(raw(tmp_path, TEXT.replace("rs3\t3\t", f"rs3\t{text}\t")), VARIANTS)
+    found = read_scores(raw(tmp_path, TEXT.replace("rs3\t3\t", "rs3\tN/A\t")), VARIANTS)
+    assert np.isnan(found.signed.values[2]).all()
+    # What is not asked for need not be mended.
+    cage = ScoreOptions(columns=("cage",))
+    assert read_scores(raw(tmp_path, TEXT.replace("\t3\t", "\tlow\t")), VARIANTS, options=cage).signed.names == (
+        "cage",
+    )
+
+
+def test_a_text_cell_in_parquet_is_named(tmp_path):
+    path = write(tmp_path / "s.parquet", "parquet")
+    frame = pl.read_parquet(path)
+    frame.with_columns(cage=pl.Series(["-2", "low", None, "5", "9", "8"])).write_parquet(path)
+    with pytest.raises(InputError, match="column cage, row 2: 'low' is not a number \\(1 such\\)"):
+        read_scores(path, VARIANTS)
+    frame.with_columns(pl.col("cage").cast(pl.String)).write_parquet(path)
+    with pytest.raises(InputError, match="column cage holds numbers written as text"):
+        read_scores(path, VARIANTS)
 
 
 def raw(tmp_path, text: str):
@@ -446,12 +470,16 @@ def test_the_command_writes_annotations_and_signed_scores(tmp_path, store, capsy
         signed = read_signed_scores(tmp_path / "out.signed.parquet", opened.variants)
     np.testing.assert_array_equal(annotations.values, np.abs(SIGNED))
     np.testing.assert_array_equal(signed.values, SIGNED)
-    assert command("scores", "--ld", store, "--scores", f"e={path}", "--signed", "--pca", 1, "--out", out) == 0
+    components = ("scores", "--ld", store, "--scores", f"e={path}", "--signed", "--pca", 1, "--out", out, "--overwrite")
+    assert command(*components) == 0
     assert (tmp_path / "out.e.signed.loadings.parquet").exists()
     given = ("--loadings", tmp_path / "out.e.signed.loadings.parquet")
     with deepwas.open_ld(store) as opened:
         first = read_signed_scores(tmp_path / "out.signed.parquet", opened.variants)
-        assert command("scores", "--ld", store, "--scores", f"e={path}", "--signed", *given, "--out", out) == 0
+        again = ("scores", "--ld", store, "--scores", f"e={path}", "--signed", *given, "--out", out)
+        assert command(*again) == 2
+        assert "out.signed.parquet: is there already. Give --overwrite" in capsys.readouterr().err
+        assert command(*again, "--overwrite") == 0
         second = read_signed_scores(tmp_path / "out.signed.parquet", opened.variants)
     assert first.names == ("e:signed_PC1",)
     np.testing.assert_array_equal(first.values, second.values)
@@ -464,7 +492,7 @@ def test_the_command_refuses_what_cannot_be_meant(tmp_path, store, capsys):
     for arguments, message in (
         ((*base, tmp_path / "out.tsv"), "ends in .parquet"),
         ((*base, tmp_path / "out.parquet", "--signed", "--absolute"), "exclude one another"),
-        ((*base, tmp_path / "out.parquet", "--palindromes", "maybe"), "palindromes='maybe'"),
+        ((*base, tmp_path / "out.parquet", "--palindromes", "maybe"), "--palindromes 'maybe'"),
         ((*base, tmp_path / "no" / "out.parquet"), "does not exist"),
         (("scores", "--ld", store, "--scores", tmp_path / "gone.tsv", "--out", tmp_path / "o.parquet"), "no such file"),
     ):

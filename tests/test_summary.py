@@ -28,6 +28,23 @@ def record(network: str, cross_fitted: bool) -> dict[str, Any]:
     }
 
 
+def text_of(table) -> list[str]:
+    out = io.StringIO()
+    Console(file=out, width=180).print(table)
+    return [" ".join(line.replace("│", " ").split()) for line in out.getvalue().splitlines()]
+
+
+def test_small_heritabilities_have_digits_and_ensembles_are_named():
+    content = record("mlp", False)
+    content["heritability"]["plain"] |= {"h2": 3.21e-7, "standard_error": 0.00123}
+    content["options"]["ensemble"] = 3
+    text = " ".join(" ".join(text_of(fits_table({"a": content}))).split())
+    assert "3.2e-07 (0.00123)" in text
+    assert "mean of 3" in text
+    content["heritability"]["plain"] |= {"h2": 7e-11, "standard_error": 2e-19}
+    assert "0 (at its bound)" in " ".join(text_of(fits_table({"a": content})))
+
+
 @pytest.mark.parametrize(
     ("network", "cross_fitted", "row"),
     [
@@ -45,7 +62,4 @@ def record(network: str, cross_fitted: bool) -> dict[str, Any]:
     ],
 )
 def test_each_row_of_the_heritabilities_says_whether_it_is_cross_fitted(network, cross_fitted, row):
-    out = io.StringIO()
-    Console(file=out, width=160).print(fits_table({"a": record(network, cross_fitted)}))
-    lines = [" ".join(line.replace("│", " ").split()) for line in out.getvalue().splitlines()]
-    assert row in lines
+    assert row in text_of(fits_table({"a": record(network, cross_fitted)}))

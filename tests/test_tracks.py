@@ -437,7 +437,7 @@ def test_a_file_that_does_not_fit_the_specification_is_refused(made, change, mes
 
 
 def test_other_files_and_other_kinds_are_refused(made, bed, tmp_path):
-    with pytest.raises(InputError, match="not an HDF5 file"):
+    with pytest.raises(InputError, match="not an HDF5 file, but a"):
         open_windows(bed)
     with pytest.raises(InputError, match="no such file"):
         open_windows(tmp_path / "gone.h5")
@@ -520,10 +520,13 @@ def test_a_chromosome_that_a_file_lacks_is_an_error_or_counted(refused, store, t
     refused("none of 10 variants of chromosome 21", beds={"p": near})
 
 
-def test_unusable_files_are_refused(refused, bed, bigwig, tmp_path):
+def test_unusable_files_are_refused(refused, bed, bigwig, tmp_path, capfd):
     refused("no track is given")
     refused("no such file .a bigWig file for s expected", bigwigs={"s": tmp_path / "gone.bw"})
-    refused("not a bigWig file", bigwigs={"s": bed})
+    refused(
+        "not a bigWig file, but a (text|gzip) file. Give a bigWig, or intervals as BED with --bed", bigwigs={"s": bed}
+    )
+    assert capfd.readouterr() == ("", "")  # nor does a library say its own
     refused("two tracks are called s", bigwigs={"s": bigwig}, beds={"s": bed})
     negative = write_bigwig(tmp_path / "n.bw", {name: [(0, 9000, -2.0)] for name in ("chr21", "chr22")})
     refused("s: a bin has the mean -2.* arcsinh", bigwigs={"s": negative}, options=TrackOptions(transform="log1p"))

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from deepwas import __version__
-from deepwas.annotations.table import KeyChoice, read_table
+from deepwas.annotations.table import KeyChoice, note_signs, read_table
 from deepwas.errors import InputError
 from deepwas.files import atomic_path, require_parent
 from deepwas.genome import normalise_chromosomes
@@ -200,6 +200,8 @@ def read_annotations(
         if content is not None and content.get("format_version") != 1:
             raise InputError(f"{one}: annotation format {content.get('format_version')} is newer: update deepwas.")
         table = read_table(one, keys, key=table_key, keep_constant=content is not None)
+        if content is None:
+            note_signs(table, Path(one).name)
         add_columns(columns, sources, table.columns, {n: f"{n} of {Path(one).name}" for n in table.columns})
         files.update(table.files)
         tally.extend(table.tally)

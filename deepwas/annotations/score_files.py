@@ -44,7 +44,7 @@ class ScoreFile:
 
     path: its own.  names: (p,) its score columns.  keys: one row for each of its rows: CHR (text without prefix), BP,
     REF, ALT (upper case), SNP; null where the file has none.  first_line: of row 0, to speak of rows as the file does.
-    unused: columns that are neither keys nor scores.
+    unused: columns of text, or that are keys under another name; those that were not asked for are not among them.
     """
 
     path: Path
@@ -195,24 +195,31 @@ def _open_text(path: Path, patterns: Sequence[str]) -> ScoreFile:
         raise InputError(f"{path}: a header and no row. Give a table of scores.")
     keys_of = _key_columns(layout.header, path)
     shown = layout.parse(0, b"\n".join(sample.split(b"\n")[:1000]), layout.header, floats=False)
-    taken = {*keys_of.values(), *(name for name in layout.header if _is_key(name))}
-    numeric = [
-        name
-        for name in layout.header
-        if name not in taken
-        and (shown[name].is_null() | shown[name].str.strip_chars().cast(pl.Float64, strict=False).is_not_null()).all()
-    ]
+    free = [name for name in layout.header if name not in keys_of.values() and not _is_key(name)]
+    counted = {name: _counted(shown[name]) for name in free}
+    numeric = [name for name, (values, numbers) in counted.items() if numbers or not values]
     names = _chosen(numeric, patterns, path)
+    layout.refuse_text(0, shown.select(names))
     wanted = list(dict.fromkeys(keys_of.values()))
     frames = [layout.parse(row, data, wanted, floats=False) for row, data in layout.bodies()]
     keys = _keys(pl.concat(frames), keys_of, path, first_line=2)
-    unused = tuple(name for name in layout.header if name not in keys_of.values() and name not in names)
+    unused = tuple(name for name in layout.header if name not in keys_of.values() and name not in numeric)
 
     def read() -> Iterator[NDArray[np.float32]]:
         for row, data in layout.bodies():
             yield _matrix(layout.parse(row, data, names, floats=True))
 
     return ScoreFile(path, tuple(names), keys, 2, unused, read)
+
+
+def _counted(column: pl.Series) -> tuple[int, int]:
+    """How many values a column of text has, and how many of them are numbers.
+
+    One without numbers is text; one that has both is a column of scores with a fault.
+    """
+    present = column.drop_nulls().str.strip_chars()
+    present = present.filter(~present.is_in(list(MISSING)))
+    return len(present), len(present) - present.cast(pl.Float64, strict=False).null_count()
 
 
 def _is_key(name: str) -> bool:
@@ -237,13 +244,15 @@ def _open_parquet(path: Path, patterns: Sequence[str]) -> ScoreFile:
         frame = pl.read_parquet(path, columns=list(dict.fromkeys(keys_of.values())))
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: damaged Parquet file ({error}). Write or download it again.") from error
-    numeric = [
-        name
-        for name, kind in schema.items()
-        if name not in keys_of.values() and not _is_key(name) and (kind.is_numeric() or kind == pl.Boolean)
-    ]
+    free = {name: kind for name, kind in schema.items() if name not in keys_of.values() and not _is_key(name)}
+    texts = [name for name, kind in free.items() if kind == pl.String]
+    written = [name for name in texts if _counted(pl.read_parquet(path, columns=[name])[name])[1]]
+    numeric = [name for name, kind in free.items() if kind.is_numeric() or kind == pl.Boolean or name in written]
     names = _chosen(numeric, patterns, path)
-    unused = tuple(name for name in schema if name not in keys_of.values() and name not in names)
+    for name in written:
+        if name in names:
+            _refuse_text_column(path, pl.read_parquet(path, columns=[name])[name])
+    unused = tuple(name for name in schema if name not in keys_of.values() and name not in numeric)
     rows, part = (max(1, size // (4 * len(names))) for size in (_PARQUET_BYTES, PIECE_BYTES))
 
     def read() -> Iterator[NDArray[np.float32]]:
@@ -253,6 +262,19 @@ def _open_parquet(path: Path, patterns: Sequence[str]) -> ScoreFile:
                 yield _matrix(large[first : first + part])
 
     return ScoreFile(path, tuple(names), _keys(frame, keys_of, path, 0), 0, unused, read)
+
+
+def _refuse_text_column(path: Path, column: pl.Series) -> None:
+    """A column of text that holds numbers: one that is not a number has made text of all."""
+    plain = column.str.strip_chars()
+    bad = plain.is_not_null() & ~plain.is_in(list(MISSING)) & plain.cast(pl.Float64, strict=False).is_null()
+    if bad.fill_null(False).any():
+        row = int(bad.arg_true()[0])
+        raise InputError(
+            f"{path}: column {column.name}, row {row + 1:,}: {column[row]!r} is not a number ({int(bad.sum()):,} "
+            "such). Mend it, leave it empty where it is missing, or leave the column out."
+        )
+    raise InputError(f"{path}: column {column.name} holds numbers written as text. Write it as float32 or float64.")
 
 
 # --- HDF5 ---------------------------------------------------------------------------------------------------------
@@ -276,7 +298,8 @@ def _open_hdf5(path: Path, matrix: str | None, patterns: Sequence[str]) -> Score
         chosen = _matrix_name(path, datasets, matrix, keys.height)
         tracks = datasets[chosen].shape[1]
         labels = _labels(chosen, datasets, tracks)
-        unused = tuple(name for name in datasets if name not in (*keys_of.values(), chosen, "target_labels"))
+        known = (*keys_of.values(), chosen, "target_labels", "target_ids", "targets")
+        unused = tuple(name for name in datasets if name not in known)
         chunk = datasets[chosen].chunks[0] if datasets[chosen].chunks else 1
     names = _chosen(labels, patterns, path)
     where = None if len(names) == tracks else np.array([labels.index(name) for name in names])

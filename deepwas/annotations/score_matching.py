@@ -155,7 +155,8 @@ def align(file: ScoreFile, panel: pl.DataFrame, options: ScoreOptions, tally: Ta
     if doubtful:
         sign[palindromic] = 0
     if file.unused:
-        tally.add(step, "noted", "columns unused: neither key nor number", len(file.unused), file.unused[0])
+        named = ", ".join(file.unused[:8]) + (", ..." if len(file.unused) > 8 else "")
+        tally.add(step, "noted", f"columns unused, no scores: {named}", len(file.unused))
     order = np.argsort(first["ROW"].to_numpy(), kind="stable")
     turned = np.where((again["FLIP"] == again["FIRST_FLIP"]).to_numpy(), 1, -1) if again.height else np.zeros(0)
     return Aligned(

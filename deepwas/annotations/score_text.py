@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from deepwas.errors import InputError
+from deepwas.files import kind_of
 from deepwas.tables import MISSING
 
 __all__ = ["TextTable"]
@@ -62,7 +63,7 @@ class TextTable:
         if not first.strip():
             raise InputError(f"{path}: the file is empty, a table of scores is expected.")
         if b"\x00" in first[:4096]:
-            raise InputError(f"{path}: this is a binary file; scores come as text, Parquet or HDF5.")
+            raise InputError(f"{path}: this is {kind_of(first[:4096])}; scores come as text, Parquet or HDF5.")
         head = first.split(b"\n", 1)[0]
         separator = next((sep for sep in (b"\t", b",") if sep in head), b" ")
         if separator == b" ":
@@ -107,7 +108,7 @@ class TextTable:
         except pl.exceptions.PolarsError as error:
             self._refuse_lines(row, data, range(data.count(b"\n") + 1))
             if floats:
-                self._refuse_text(row, self.parse(row, data, wanted, floats=False))
+                self.refuse_text(row, self.parse(row, data, wanted, floats=False))
             raise InputError(f"{self.path}: cannot be read as a table of scores ({error}).") from error
         short = frame[names[last]].is_null()
         if short.any():
@@ -134,7 +135,8 @@ class TextTable:
         except csv.Error as error:
             raise InputError(f"{self.path}: line {number:,} cannot be cut into fields ({error}). Mend it.") from error
 
-    def _refuse_text(self, row: int, frame: pl.DataFrame) -> None:
+    def refuse_text(self, row: int, frame: pl.DataFrame) -> None:
+        """InputError for a value of text columns that is not a number; `row` is the number of the first row."""
         for name in frame.columns:
             bad = frame[name].is_not_null() & frame[name].str.strip_chars().cast(pl.Float32, strict=False).is_null()
             if bad.any():

@@ -40,6 +40,7 @@ _RESULTS = {
     *("chisq", "chi2", "n", "neff", "obs_ct", "snpvar", "pip", "posterior", "variant", "section"),
 }
 _NOT_ANNOTATIONS = ("cm", "genpos")
+_SIGNED_SHARE = 0.05  # of the values that are not 0, with either sign
 _AT_ONCE = 16  # Parquet columns read together: bounds the memory beyond the result
 
 
@@ -316,6 +317,18 @@ def _no_match(path: Path, ours: pl.DataFrame, used: str) -> str:
         f"variant there: {' '.join(str(ours[c][0]) for c in _KEYS[used])}). Is it the same genome build, and are "
         "identifiers of the same kind? Another key can be chosen with --table-key."
     )
+
+
+def note_signs(table: Table, step: str) -> None:
+    """Count columns of both signs in a table with alleles, as the sign of a score may hang on which is counted."""
+    signed = []
+    for name, values in table.columns.items():
+        below, above = np.count_nonzero(values < 0), np.count_nonzero(values > 0)
+        if min(below, above) > _SIGNED_SHARE * (below + above):
+            signed.append(name)
+    if signed and table.key == "alleles":
+        reason = "columns with both signs, taken as they are; if it is that of an allele, give them to `deepwas scores`"
+        table.tally.add(step, "noted", reason, len(signed), signed[0])
 
 
 def _drop_constant(columns: dict[str, np.ndarray], tally: Tally, step: str, keep_constant: bool) -> None:

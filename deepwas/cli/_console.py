@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from deepwas.tally import Count, Tally
+
+_LONG = 10.0  # seconds
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -79,17 +82,21 @@ def progress_of_stages() -> Iterator[StageAdvance]:
 def _stages() -> Iterator[StageAdvance]:
     if not console.is_terminal:
         said: dict[str, int] = {}
+        begun: dict[str, tuple[float, int]] = {}
 
         def plain(what: str, done: int, total: int, /) -> None:
             tenth = 10 * done // max(total, 1)
+            now = time.monotonic()
+            since, before = begun.setdefault(what, (now, done))
             if said.get(what) != tenth:
-                console.print(f"{what}: {done:,} of {total:,}")
+                console.print(f"{what}: {done:,} of {total:,}{_left(now - since, done - before, total - done)}")
             said[what] = tenth
 
         yield plain
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    # Steps of large networks come minutes apart, and an estimate of what is left needs two.
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=3600.0) as bars:
         tasks: dict[str, TaskID] = {}
 
         def advance(what: str, done: int, total: int, /) -> None:
@@ -98,6 +105,14 @@ def _stages() -> Iterator[StageAdvance]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield advance
+
+
+def _left(seconds: float, done: int, rest: int) -> str:
+    """At this rate so much is left, once work takes long enough for anyone to ask."""
+    if seconds < _LONG or done <= 0 or rest <= 0:
+        return ""
+    left = round(seconds * rest / done)
+    return f" (at most {left // 60}:{left % 60:02d} min left)"
 
 
 def say_counts(counts: Sequence[dict[str, Any]]) -> None:

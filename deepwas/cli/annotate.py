@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from deepwas.cli._console import say, say_tally
+from deepwas.cli._flags import naming_flags
+from deepwas.cli._outputs import Overwrite, require_output
 from deepwas.errors import InputError
-from deepwas.files import refuse_overwrite, require_file, require_parent
+from deepwas.files import require_file
 
 if TYPE_CHECKING:
     from deepwas.annotations.intervals import Feature
@@ -61,7 +63,8 @@ def annotate(
         list[Path] | None,
         typer.Option(
             help="Table of variants x annotations, text or Parquet, keyed by CHR BP A1 A2, SNP or CHR BP: PolyFun, "
-            "S-LDSC .annot, SBayesRC, or your own. @ stands for the chromosome. Repeat for more files.",
+            "S-LDSC .annot, SBayesRC, or your own. @ stands for the chromosome. Repeat for more files. Values are "
+            "taken as they are: scores with the sign of an allele belong to `deepwas scores`.",
             metavar="FILE",
         ),
     ] = None,
@@ -101,6 +104,7 @@ def annotate(
             "or missing (its variants get missing values)."
         ),
     ] = "error",
+    overwrite: Overwrite = False,
 ) -> None:
     """Annotate the variants of an LD store, and write a table that deepwas fit and PolyFun read.
 
@@ -113,24 +117,24 @@ def annotate(
     from deepwas.annotations import annotate as make
     from deepwas.ld import open_ld
 
-    options = AnnotationOptions(
-        promoter_upstream=promoter_upstream,
-        promoter_downstream=promoter_downstream,
-        density_window=density_window,
-        map_window=map_window,
-        interval_features=tuple(cast("Feature", part.strip()) for part in interval_features.split(",")),
-        interval_window=interval_window,
-        store_features=store_features,
-        table_key=cast("KeyChoice", table_key),
-        uncovered=cast("Uncovered", uncovered),
-    )
+    with naming_flags(AnnotationOptions):
+        options = AnnotationOptions(
+            promoter_upstream=promoter_upstream,
+            promoter_downstream=promoter_downstream,
+            density_window=density_window,
+            map_window=map_window,
+            interval_features=tuple(cast("Feature", part.strip()) for part in interval_features.split(",")),
+            interval_window=interval_window,
+            store_features=store_features,
+            table_key=cast("KeyChoice", table_key),
+            uncovered=cast("Uncovered", uncovered),
+        )
     named = parse_intervals(intervals or [])
     if out.suffix != ".parquet":
         raise InputError(f"{out}: the output is a Parquet file: give a name that ends in .parquet.")
-    require_parent(out)
     require_file(ld, "an LD store")
     given = [ld, *named.values(), *(path for path in (genes, genetic_map, *(table or [])) if path is not None)]
-    refuse_overwrite(out, given)
+    require_output(out, overwrite, given)
     with open_ld(ld) as store:
         variants, build = store.variants, store.genome_build
     made = make(variants, genes=genes, genetic_map=genetic_map, intervals=named, tables=table or [], options=options)

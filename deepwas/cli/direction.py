@@ -8,6 +8,8 @@ from typing import Annotated, Literal, cast
 import typer
 
 from deepwas.cli._console import progress_of_stages, say, say_counts, show
+from deepwas.cli._flags import naming_flags
+from deepwas.cli._outputs import Overwrite
 from deepwas.errors import InputError
 from deepwas.files import require_file
 
@@ -39,6 +41,10 @@ def direction(
     ridge: Annotated[
         str, typer.Option(help="A normal prior on the weights: yes, no, or auto (with more than 10 scores).")
     ] = "auto",
+    control_maf: Annotated[
+        bool,
+        typer.Option("--control-maf", help="Test direction beyond that of minor alleles, by bins of their frequency."),
+    ] = False,
     flip_together: Annotated[
         int | None,
         typer.Option(
@@ -46,6 +52,7 @@ def direction(
             show_default=False,
         ),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Test whether signed scores tell the direction of effects.
 
@@ -57,21 +64,27 @@ def direction(
 
     Example: deepwas direction run --ld ld.h5 --scores scores.signed.parquet --out direction
     """
-    from deepwas.direction import DirectionOptions, test_direction
+    from deepwas.direction import RECORD, DirectionOptions, test_direction
     from deepwas.runs import load_fit
 
-    options = DirectionOptions(
-        permutations=permutations,
-        seed=seed,
-        cross_fitted=False if plain else None,
-        per_allele=not per_standardised,
-        ridge=cast("Literal['auto', 'yes', 'no']", ridge),
-        flip_together=flip_together,
-    )
+    with naming_flags(DirectionOptions):
+        options = DirectionOptions(
+            permutations=permutations,
+            seed=seed,
+            cross_fitted=False if plain else None,
+            per_allele=not per_standardised,
+            ridge=cast("Literal['auto', 'yes', 'no']", ridge),
+            control_maf=control_maf,
+            flip_together=flip_together,
+        )
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; the results need a folder. Give another name.")
     if not out.absolute().parent.is_dir():
         raise InputError(f"{out}: the folder {out.absolute().parent} does not exist. Make it first.")
+    if out.is_dir() and any(out.iterdir()) and not (overwrite and (out / RECORD).is_file()):
+        made = (out / RECORD).is_file()
+        remedy = "Give --overwrite to replace its direction test" if made else "It holds no direction test to replace"
+        raise InputError(f"{out}: not empty. {remedy}, or another folder.")
     require_file(ld, "an LD store")
     require_file(scores, "signed scores")
     fit = load_fit(run)
@@ -88,11 +101,11 @@ def direction(
 def _table(rows: list[dict], total: int):
     from rich.table import Table
 
-    table = Table(
-        title=f"first {len(rows)} of {total:,} scores" if total > len(rows) else "scores", title_justify="left"
-    )
+    shown = f"first {len(rows)} of {total:,} signed scores" if total > len(rows) else "signed scores"
+    title = f"Direction: {shown} (in brackets: standard errors; effects per unit of the score's root mean square)"
+    table = Table(title=title, title_justify="left")
     table.add_column("score")
-    for name in ("z", "p", "adjusted p", "effect alone", "weight"):
+    for name in ("z alone", "p alone", "p adjusted for all", "effect alone, SD of trait", "effect beside the others"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(

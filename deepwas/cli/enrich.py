@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from deepwas.cli._console import progress_of_stages, say, say_tally
+from deepwas.cli._outputs import Overwrite, require_output
 from deepwas.errors import DataWarning, InputError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def enrich(
     ] = "one-step",
     groups: Annotated[int, typer.Option(help="Groups of LD blocks left out in turn, at most.")] = 200,
     plot: Annotated[Path | None, typer.Option(help="Picture to write, .png.", show_default=False)] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Heritability of each annotation, and its enrichment, by full likelihood.
 
@@ -57,7 +59,7 @@ def enrich(
     Example: deepwas enrich --ld ld.h5 --sumstats z.parquet --annotations a.parquet --out enrichment.tsv
     """
     from deepwas.cli.fit import parse_noise
-    from deepwas.files import refuse_overwrite, require_file, require_parent, write_json
+    from deepwas.files import require_file, write_json
 
     if not out.name.endswith((".tsv", ".tsv.gz")):
         raise InputError(f"{out}: the table is written as text: give a name that ends in .tsv or .tsv.gz.")
@@ -73,7 +75,7 @@ def enrich(
             require_file(path, "a table of annotations")
     beside = out.with_name(out.name.removesuffix(".gz").removesuffix(".tsv") + ".json")
     for target in (out, beside, *([plot] if plot else [])):
-        refuse_overwrite(require_parent(target), [ld, sumstats, *annotations])
+        require_output(target, overwrite, [ld, sumstats, *annotations])
 
     from deepwas.enrichment import Jackknife, estimate_enrichment
 
@@ -113,8 +115,13 @@ def _say_what_was_found(found: Enrichment, out: Path) -> None:
         cells = [f"{row['Prop._SNPs']:.4g}", share, "-" if row["Enrichment"] is None else f"{row['Enrichment']:.3g}"]
         cells.append("-" if low is None else f"{low:.3g} to {high:.3g}")
         cells += ["-" if row[c] is None else f"{row[c]:.2g}" for c in ("Enrichment_p", "Coefficient_z-score")]
-        table.add_row(row["Category"], *cells)
+        table.add_row(row["Category"] + ("" if row["Binary"] else " *"), *cells)
     show(table)
+    if not found.binary.all():
+        say(
+            "* not 0/1: its enrichment is its mean weighted by effect variance over its plain mean, and hangs on its "
+            "zero; p and coefficient do not. Compare it with no 0/1 annotation's."
+        )
     gain = found.model["log_likelihood"] - found.model["log_likelihood_constant"]
     level = float("nan") if found.noise is None else float(found.noise.value)
     held = "learned" if found.model["noise_learned"] else "held"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deepwas.cli._console import progress_of_stages, say, say_counts, show
+from deepwas.cli._console import progress_of_stages, say, say_counts
 from deepwas.cli._fit_options import (
     INPUTS,
     SECTIONS,
@@ -20,6 +20,9 @@ from deepwas.cli._fit_options import (
     require_inputs,
     with_option_flags,
 )
+from deepwas.cli._fit_result import say_found, say_training
+from deepwas.cli._flags import naming_flags
+from deepwas.cli._outputs import Overwrite, require_output, say_if_nothing_to_resume
 from deepwas.config import OPTIONS, PATHS, parse, read_config, write_config
 from deepwas.errors import InputError
 from deepwas.options import FitOptions
@@ -71,6 +74,7 @@ def fit(
         Path | None,
         typer.Option("--write-config", help="Write these settings as TOML, and stop.", rich_help_panel=INPUTS),
     ] = None,
+    overwrite: Overwrite = False,
     resume: Resume = False,
     rotation: Annotated[
         str | None,
@@ -128,10 +132,14 @@ def fit(
     given = {"ld": ld, "sumstats": sumstats, "out": out, "annotations": annotations, "tracks": tracks}
     settings |= {name: x for name, x in (given | {"sequence": sequence, "tensorboard": tensorboard}).items() if x}
     settings |= given_options(flags)
-    options = FitOptions(**{name: x for name, x in settings.items() if name in OPTIONS})
+    with naming_flags(FitOptions):
+        options = FitOptions(**{name: x for name, x in settings.items() if name in OPTIONS})
     paths: dict[str, Any] = {name: settings.get(name) for name in PATHS}
     rotations = None if rotation is None else parse_rotations(rotation)
+    if overwrite and write_config_to is None:
+        raise InputError("--overwrite is for --write-config. A run is not replaced: give another --out, or --resume.")
     if write_config_to is not None:
+        require_output(write_config_to, overwrite, [config] if config else [])
         write_config(write_config_to, paths, options, SECTIONS, tensorboard=bool(settings.get("tensorboard")))
         say(f"wrote {write_config_to}; use it with: deepwas fit --config {write_config_to}")
         return
@@ -167,10 +175,20 @@ def fit(
             "progress": stack.enter_context(progress_of_stages()) if first else None,
         }
         inputs = (paths["ld"], paths["sumstats"], paths["annotations"] or None)
+        counted: list[dict[str, Any]] = []
+
+        def before_training(counts: list[dict[str, Any]]) -> None:
+            counted.extend(counts)
+            say_counts(counts)
+            say_training(options)
+
+        stack.enter_context(naming_flags(FitOptions))
         if rotations is not None:
             fit_rotations(*inputs, rotations=rotations, **common)
         else:
-            result = run_fit(*inputs, resume=resume, **common)
+            if first:
+                say_if_nothing_to_resume(resume, Path(paths["out"]))
+            result = run_fit(*inputs, resume=resume, counted=before_training if first else None, **common)
     if not first:
         return
     where = paths["out"]
@@ -178,26 +196,4 @@ def fit(
         numbers = ", ".join(map(str, rotations))
         say(f"rotation {numbers}: trained, in {where}; when all are, put the run together with --resume")
         return
-    _say_result(result.record, options.network, where)
-
-
-def _say_result(record: dict[str, Any], network: str, where: Path) -> None:
-    from deepwas.summary import fits_table, mismatch_lines, sensitivity_table, verdicts
-
-    say_counts(record["counts"])
-    for rotation in record["rotations"]:
-        for event in (rotation["network"] or {}).get("events", ()):
-            say(f"rotation {rotation['rotation']}: {event}")
-    if record["inputs"]["annotations"] is not None:
-        say(f"annotations: {', '.join(record['inputs']['annotations']['names'])}")
-    if record["options"].get("learning_rate") == "auto":
-        found = [f"{x['network']['learning_rate']:.3g}" for x in record["rotations"] if x["network"]]
-        say(f"learning rates found: {', '.join(found)}")
-    waiting = [x["network"].get("waiting") for x in record["rotations"] if x["network"]]
-    if shares := [x for x in waiting if x is not None]:
-        say(f"training waited for its input in {sum(shares) / len(shares):.1%} of its time")
-    show(fits_table({network: record}))
-    show(sensitivity_table(record["sensitivity"], of="the store's variance"))
-    for line in [*mismatch_lines(record["mismatch"]), *verdicts({network: record})]:
-        say(line)
-    say(f"the run is in {where}; write its priors with: deepwas priors {where} --out priors.tsv.gz")
+    say_found({options.network: result.record}, {options.network: where}, {options.network: len(counted)})

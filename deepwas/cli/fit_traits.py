@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deepwas.cli._console import progress_of_stages, say
+from deepwas.cli._console import progress_of_stages, say, say_counts
 from deepwas.cli._fit_options import (
     INPUTS,
     AnnotationFiles,
@@ -19,6 +19,9 @@ from deepwas.cli._fit_options import (
     require_inputs,
     with_option_flags,
 )
+from deepwas.cli._fit_result import say_found, say_training
+from deepwas.cli._flags import naming_flags
+from deepwas.cli._outputs import say_if_nothing_to_resume
 from deepwas.config import OPTIONS, read_config
 from deepwas.errors import InputError
 from deepwas.options import FitOptions
@@ -89,15 +92,31 @@ def fit_traits(
     files = {name: Path(text) for name, text in _named("--sumstats", sumstats, "height=height.parquet").items()}
     weights = {name: _number(name, text) for name, text in _named("--weight", weight or [], "height=0.5").items()}
     settings = {} if config is None else read_config(config)
-    options = FitOptions(**({name: x for name, x in settings.items() if name in OPTIONS} | given_options(flags)))
+    with naming_flags(FitOptions):
+        options = FitOptions(**({name: x for name, x in settings.items() if name in OPTIONS} | given_options(flags)))
     require_file(ld, "an LD store")
     for name, path in files.items():
         require_file(path, f"summary statistics of {name}")
     require_inputs(annotations, tracks, sequence)
+    if start_from is not None and not start_from.is_dir():
+        raise InputError(f"--start-from {start_from}: no such folder. Give the folder of a finished run.")
+    counted: dict[str, int] = {}
+
+    def before_training(counts: dict[str, list[dict[str, Any]]]) -> None:
+        said: list[dict[str, Any]] = []
+        for name, own in counts.items():
+            counted[name] = len(own)
+            rows = [row for row in own if row not in said]  # annotations are those of all
+            say(f"{name}:" if rows else f"{name}: counts as above")
+            say_counts(rows)
+            said += own
+        say_training(options)
+
     with ExitStack() as stack:
         from deepwas.fitting_traits import fit_traits as run
-        from deepwas.summary import fits_table, verdicts
 
+        say_if_nothing_to_resume(resume, out)
+        stack.enter_context(naming_flags(FitOptions))
         found = run(
             ld,
             files,
@@ -112,18 +131,9 @@ def fit_traits(
             resume=resume,
             tensorboard=tensorboard,
             progress=stack.enter_context(progress_of_stages()),
+            counted=before_training,
         )
-    from deepwas.cli._console import show
-
-    records = {name: fit.record for name, fit in found.items()}
-    show(fits_table(records))
-    for line in verdicts(records):
-        say(line)
-    for name in records:
-        say(
-            f"{name}: the run is in {out / name}; write its priors with: "
-            f"deepwas priors {out / name} --out {name}.tsv.gz"
-        )
+    say_found({name: fit.record for name, fit in found.items()}, {name: out / name for name in found}, counted)
 
 
 def _named(flag: str, texts: list[str], example: str) -> dict[str, str]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from deepwas.cli._console import progress_of_stages, say, show
+from deepwas.cli._flags import naming_flags
+from deepwas.cli._outputs import say_if_nothing_to_resume
 from deepwas.errors import DataWarning, InputError
+
+if TYPE_CHECKING:
+    from deepwas.interpretation.run import Interpretation
 
 
 def register(app: typer.Typer) -> None:
@@ -69,13 +74,11 @@ def interpret(
     from deepwas.files import require_file
     from deepwas.interpretation.options import InterpretOptions, Within
 
-    options = InterpretOptions(
-        repeats=repeats,
-        within=cast(Within, within),
-        groups=parse_groups(group or []),
-        attributions=shap,
-        seed=seed,
-    )
+    groups = parse_groups(group or [])
+    with naming_flags(InterpretOptions, attributions="--shap"):
+        options = InterpretOptions(
+            repeats=repeats, within=cast(Within, within), groups=groups, attributions=shap, seed=seed
+        )
     require_file(ld, "an LD store")
     for path in annotations or []:
         if "@" not in path.name:
@@ -84,6 +87,7 @@ def interpret(
     from deepwas.ld import open_ld
     from deepwas.runs import load_fit
 
+    say_if_nothing_to_resume(resume, out)
     store = open_ld(ld)
     windows = {}
     for kind, given in (("tracks", tracks), ("sequence", sequence)):
@@ -104,16 +108,32 @@ def interpret(
             progress=progress,
             **windows,
         )
+    _say_found(found, out)
+
+
+def _say_found(found: Interpretation, out: Path) -> None:
     from rich.table import Table
 
+    gain, error = (found.record["held_out"][x] for x in ("gain", "standard_error"))
+    clear = error is not None and gain > 2 * error
     table = Table(title="Importance: loss of held-out log-likelihood when permuted")
-    for heading in ("input", "nats (± SE)", "share of the gain", "z"):
+    for heading in ("input", "nats (± SE)", *(["share of the gain"] if clear else []), "z"):
         table.add_column(heading, justify="left" if heading == "input" else "right")
     for row in found.importance.iter_rows(named=True):
-        error = "" if row["STANDARD_ERROR"] is None else f" ± {row['STANDARD_ERROR']:.2f}"
-        cells = ["-" if row[c] is None else text % row[c] for c, text in (("SHARE", "%.2f"), ("Z", "%.1f"))]
-        table.add_row(row["FEATURE"], f"{row['IMPORTANCE']:.2f}{error}", *cells)
+        own = "" if row["STANDARD_ERROR"] is None else f" ± {row['STANDARD_ERROR']:.2f}"
+        shown = (("SHARE", "%.2f"), ("Z", "%.1f")) if clear else (("Z", "%.1f"),)
+        cells = ["-" if row[c] is None else text % row[c] for c, text in shown]
+        table.add_row(row["FEATURE"], f"{row['IMPORTANCE']:.2f}{own}", *cells)
     show(table)
-    gain = found.record["held_out"]
-    error = "" if gain["standard_error"] is None else f" ± {gain['standard_error']:.1f}"
-    say(f"{out}: held-out gain of the run {gain['gain']:.1f}{error} nats over the constant prior.")
+    about = "" if error is None else f" ± {error:.1f}"
+    line = f"{out}: held-out gain of the run {gain:.1f}{about} nats over the constant prior."
+    if not clear:
+        line += " That is not significantly above 0: there may be nothing to interpret, and shares of it say nothing."
+    say(line)
+    if found.responses is None:
+        say(
+            "responses are made for networks that read annotations alone (no tracks, sequence or allele frequency): "
+            "none are written."
+        )
+    if found.enrichment is None:
+        say("enrichment needs annotations: none is written.")

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from deepwas.cli._console import progress, say, say_tally
+from deepwas.cli._flags import naming_flags
+from deepwas.cli._outputs import Overwrite, require_output
 from deepwas.errors import DataWarning, InputError
 
 app = typer.Typer(
@@ -94,6 +96,7 @@ def build(
             "(half the size, 3 digits), float32 or float64."
         ),
     ] = "float32",
+    overwrite: Overwrite = False,
 ) -> None:
     """Compute the LD of a genotype panel, block by block, and write it as an HDF5 store.
 
@@ -115,20 +118,23 @@ def build(
             raise InputError(
                 f"{' and '.join(given)}: windows are not cut by size. Leave it out, or --window and --step."
             )
-    options = LDOptions(
-        build=build,
-        min_maf=min_maf,
-        max_missing=max_missing,
-        min_block=min_block,
-        max_block=max_block,
-        blocks=blocks,
-        window=window,  # type: ignore[arg-type]  # checked and made whole by LDOptions
-        step=step,  # type: ignore[arg-type]
-        eigenvalue_floor=eigenvalue_floor,
-        variance_kept=variance_kept,
-        shrinkage=shrinkage,
-        dtype=dtype,
-    )
+    with naming_flags(LDOptions):
+        options = LDOptions(
+            build=build,
+            min_maf=min_maf,
+            max_missing=max_missing,
+            min_block=min_block,
+            max_block=max_block,
+            blocks=blocks,
+            window=window,  # type: ignore[arg-type]  # checked and made whole by LDOptions
+            step=step,  # type: ignore[arg-type]
+            eigenvalue_floor=eigenvalue_floor,
+            variance_kept=variance_kept,
+            shrinkage=shrinkage,
+            dtype=dtype,
+        )
+    panel = [Path(f"{genotypes}{suffix}") for suffix in (".bed", ".bim", ".fam")]
+    require_output(out, overwrite, [*panel, *([blocks] if blocks else [])])
     cut = options.blocks is None and options.window is None
     what = "variants passed, once to cut and once to decompose" if cut else "variants decomposed"
     with progress(what) as advance, warnings.catch_warnings():
@@ -159,6 +165,7 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read the whole file and check its layout and checksums.")
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Say what an LD store holds: panel, variants, blocks, what the truncation kept, what was dropped.
 
@@ -168,7 +175,7 @@ def info(
     from deepwas.ld.store import open_ld
 
     if plot is not None:
-        report.plot_path(plot)
+        require_output(report.plot_path(plot), overwrite, [file])
     with open_ld(file) as store:
         if verify:
             store.verify()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from deepwas.cli._console import say
+from deepwas.cli._outputs import Overwrite, require_output
 from deepwas.errors import InputError
 
 
@@ -26,6 +27,7 @@ def priors(
         bool,
         typer.Option("--all-variants", help="Also variants without a z-score, with Z and N missing (NA)."),
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write priors as TSV: CHR SNP BP A1 A2 SNPVAR Z N BLOCK SECTION.
 
@@ -37,15 +39,20 @@ def priors(
 
     Example: deepwas priors run --out priors.tsv.gz
     """
-    from deepwas.files import require_parent
     from deepwas.runs import load_fit
 
     if not out.name.endswith((".tsv", ".tsv.gz")):
         raise InputError(f"{out}: priors are written as text: give a name that ends in .tsv or .tsv.gz.")
-    require_parent(out)
-    note = load_fit(run).write_priors(
-        out, cross_fitted=False if plain else None, which="all" if all_variants else "scored"
-    )
+    require_output(out, overwrite)
+    fit = load_fit(run)
+    note = fit.write_priors(out, cross_fitted=False if plain else None, which="all" if all_variants else "scored")
     kind = "cross-fitted" if note["cross_fitted"] else "plain"
     left = "" if all_variants else "; those without a z-score are left out (--all-variants keeps them)"
     say(f"{out}: {note['rows']:,} variants, {kind} priors, sum of SNPVAR {note['h2']:.6g}{left}")
+    held = fit.record["held_out"]["cross_fitted" if note["cross_fitted"] else "plain"]
+    if fit.options.network != "constant" and held["gain"] < 0:
+        error = "" if held["standard_error"] is None else f" (standard error {held['standard_error']:.1f})"
+        say(
+            f"warning: on held-out blocks these priors lose {-held['gain']:.1f} nats{error} against the constant "
+            "prior, which predicts better: --network constant."
+        )

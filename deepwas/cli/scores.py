@@ -8,8 +8,10 @@ from typing import Annotated, Literal, cast
 import typer
 
 from deepwas.cli._console import progress_of_stages, say, say_tally
+from deepwas.cli._flags import naming_flags
+from deepwas.cli._outputs import Overwrite, require_output
 from deepwas.errors import InputError
-from deepwas.files import refuse_overwrite, require_file, require_parent
+from deepwas.files import require_file
 
 
 def register(app: typer.Typer) -> None:
@@ -68,6 +70,7 @@ def scores(
     matrix: Annotated[
         str | None, typer.Option(help="Dataset of an HDF5 file that holds the scores.", show_default=False)
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Read scores of Enformer, Borzoi, AlphaGenome, DNA language models and the like.
 
@@ -83,26 +86,31 @@ def scores(
 
     if signed + absolute + both > 1:
         raise InputError("--signed, --absolute and --both exclude one another. Give one of them.")
-    options = ScoreOptions(
-        make="signed" if signed else "absolute" if absolute else "both",
-        unsigned=_parts(unsigned),
-        columns=_parts(columns),
-        pca=pca,
-        match=cast("Literal['position', 'rsid']", match),
-        palindromes=cast("Literal['auto', 'keep', 'drop']", palindromes),
-        matrix=matrix,
-    )
+    with naming_flags(ScoreOptions):
+        options = ScoreOptions(
+            make="signed" if signed else "absolute" if absolute else "both",
+            unsigned=_parts(unsigned),
+            columns=_parts(columns),
+            pca=pca,
+            match=cast("Literal['position', 'rsid']", match),
+            palindromes=cast("Literal['auto', 'keep', 'drop']", palindromes),
+            matrix=matrix,
+        )
     named = parse_scores(scores)
     if out.suffix != ".parquet":
         raise InputError(f"{out}: the output is a Parquet file: give a name that ends in .parquet.")
-    require_parent(out)
     require_file(ld, "an LD store")
     reductions = [read_reduction(path) for path in loadings or []]
     if signed or absolute:
         reductions = [x for x in reductions if x.signed == signed]
     given = [ld, *(loadings or []), *(path for paths in named.values() for path in paths if "@" not in path.name)]
-    for target in (out, out.with_suffix(".signed.parquet")):
-        refuse_overwrite(target, given)
+    targets = ([] if signed else [out]) + ([] if absolute else [out.with_suffix(".signed.parquet")])
+    if pca is not None:
+        kinds = (["absolute"] if not signed else []) + (["signed"] if not absolute else [])
+        tables = [f"{name}.{kind}" if name else kind for name in named for kind in kinds]
+        targets += [out.with_suffix(f".{table}.loadings.parquet") for table in tables]
+    for target in targets:
+        require_output(target, overwrite, given)
     with open_ld(ld) as store:
         variants, build = store.variants, store.genome_build
     with progress_of_stages() as progress:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from deepwas.cli._console import say, say_tally
+from deepwas.cli._outputs import Overwrite, require_output
 from deepwas.errors import DataWarning, InputError
 from deepwas.sumstats.qc import QCOptions
 
@@ -102,6 +103,7 @@ def sumstats(
             rich_help_panel=_QC,
         ),
     ] = QCOptions.extreme_chi2,
+    overwrite: Overwrite = False,
 ) -> None:
     """Align a GWAS to an LD store: same variants, same alleles, every change and loss counted.
 
@@ -114,7 +116,7 @@ def sumstats(
 
     Example: deepwas sumstats GWAS.gz --ld ld.h5 --build GRCh37 --out z.parquet
     """
-    from deepwas.files import refuse_overwrite, require_file, require_parent
+    from deepwas.files import require_file
     from deepwas.sumstats import harmonise, read_sumstats
 
     options = QCOptions(
@@ -129,8 +131,7 @@ def sumstats(
     )
     require_file(file, "GWAS summary statistics")
     require_file(ld, "an LD store, made by `deepwas ld build`,")
-    target = require_parent(out)
-    refuse_overwrite(target, (file, ld))
+    target = require_output(out, overwrite, (file, ld))
     if out.suffix != ".parquet":
         raise InputError(f"--out {out}: the z-scores are written as Parquet. Give a name that ends in .parquet.")
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from deepwas.cli._console import progress, say, say_counts
+from deepwas.cli._flags import naming_flags
+from deepwas.cli._outputs import Overwrite, require_output
 from deepwas.errors import InputError
-from deepwas.files import require_file, require_parent
+from deepwas.files import require_file
 
 if TYPE_CHECKING:
     from deepwas.tracks import WindowFile
@@ -71,6 +73,7 @@ def tracks(
     check_build: Annotated[
         bool, typer.Option(help="Compare chromosome lengths with those of the LD store's genome build.")
     ] = True,
+    overwrite: Overwrite = False,
 ) -> None:
     """Read signals around the variants of an LD store, in bins, and write them standardised to one file.
 
@@ -81,22 +84,23 @@ def tracks(
     """
     from deepwas.tracks.options import TrackOptions
 
-    options = TrackOptions(
-        bins=bins,
-        resolution=resolution,
-        missing=cast("Missing", missing),
-        transform=cast("Transform", transform),
-        clip=None if clip == 0 else clip,
-        statistics_variants=statistics_variants,
-        uncovered=cast("Uncovered", uncovered),
-        compression=cast("Compression", compression),
-        check_build=check_build,
-    )
+    with naming_flags(TrackOptions):
+        options = TrackOptions(
+            bins=bins,
+            resolution=resolution,
+            missing=cast("Missing", missing),
+            transform=cast("Transform", transform),
+            clip=None if clip == 0 else clip,
+            statistics_variants=statistics_variants,
+            uncovered=cast("Uncovered", uncovered),
+            compression=cast("Compression", compression),
+            check_build=check_build,
+        )
     bigwigs, beds = parse_tracks("--bigwig", bigwig or []), parse_tracks("--bed", bed or [])
     if not bigwigs and not beds:
         raise InputError("no track is given: give bigWig files (--bigwig NAME=FILE) or BED files (--bed NAME=FILE).")
-    require_parent(out)
     require_file(ld, "an LD store")
+    require_output(out, overwrite, [ld, *bigwigs.values(), *beds.values()])
 
     from deepwas.ld import open_ld
     from deepwas.tracks import extract_tracks
@@ -127,6 +131,7 @@ def sequence(
     check_build: Annotated[
         bool, typer.Option(help="Compare chromosome lengths with those of the LD store's genome build.")
     ] = True,
+    overwrite: Overwrite = False,
 ) -> None:
     """Read the DNA around the variants of an LD store, with the reference and with the alternative allele.
 
@@ -137,15 +142,16 @@ def sequence(
     """
     from deepwas.tracks.options import SequenceOptions
 
-    options = SequenceOptions(
-        bases=bases,
-        max_mismatch=max_mismatch,
-        compression=cast("Compression", compression),
-        check_build=check_build,
-    )
-    require_parent(out)
+    with naming_flags(SequenceOptions):
+        options = SequenceOptions(
+            bases=bases,
+            max_mismatch=max_mismatch,
+            compression=cast("Compression", compression),
+            check_build=check_build,
+        )
     require_file(fasta, "a FASTA file of the reference genome")
     require_file(ld, "an LD store")
+    require_output(out, overwrite, [ld, fasta])
 
     from deepwas.ld import open_ld
     from deepwas.tracks import extract_sequence

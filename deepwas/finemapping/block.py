@@ -44,9 +44,11 @@ class Task:
 class BlockEffects:
     """The posterior of a block's effects.
 
-    probability: (m, C), that the variant has an effect of the class.  mean, square: (m, K), E[u] and E[u^2], u the
-    effect on the whitened z-scores (sqrt(N) times that on the trait), 0 where there is none.
-    sets: credible sets.  expected: number of effects.  variance: of that number, groups taken for independent.
+    probability: (m, C), that the variant has an effect of the class.  mean, square: (m, K), E[w] and E[w^2] of the
+    effect that is reported (`EffectClasses.own`), 0 where there is none.
+    apart: (m,), probability that the variant has an effect, and another one in LD with it one on none of its traits.
+    sets: credible sets.  of_sets: (sets, C), probability that the set's effect exists and is of each class.
+    expected: number of effects.  variance: of that number, groups taken for independent.
     evidence: log of the sum over states of prior odds times Bayes factor, summed over groups given the others' means.
     sweeps: of coordinate ascent.  converged: it, and the rounds over groups, came to rest.
     """
@@ -54,7 +56,9 @@ class BlockEffects:
     probability: NDArray[np.float64]
     mean: NDArray[np.float64]
     square: NDArray[np.float64]
+    apart: NDArray[np.float64]
     sets: list[CredibleSet]
+    of_sets: NDArray[np.float64]
     expected: float
     variance: float
     evidence: float
@@ -135,7 +139,7 @@ class _Part:
         found = Group(*(np.asarray(x) for x in found))
         before = 0.0 if self.found is None else float(self.found.probability.sum())
         change = abs(float(found.probability.sum()) - before)
-        self.found, self.fitted = found, self.factor @ found.mean
+        self.found, self.fitted = found, self.factor @ found.fitted
         return change
 
 
@@ -171,23 +175,36 @@ def _one_block(
             change = 0.0
     probability: NDArray[np.float64] = np.zeros((m, odds.shape[1]))
     mean, square = np.zeros((2, m, y.shape[1]))
+    apart = np.zeros(m)
     sets: list[CredibleSet] = []
+    of_sets: list[NDArray[np.float64]] = []
     expected, variance, evidence = 0.0, 0.0, 0.0
     for part in parts:
         found, n = part.found, len(part.variants)
         assert found is not None
         probability[part.variants] = found.probability[:n]
         mean[part.variants], square[part.variants] = found.mean[:n], found.square[:n]
+        apart[part.variants] = found.apart[:n]
         here = float(found.probability.sum())
         expected, evidence = expected + here, evidence + float(found.log_evidence)
         variance += max(0.0, float(found.numbers[1] + 4 * found.numbers[2]) - here**2)
         for where in (found.first, found.second):
             own = np.zeros(m)
-            own[part.variants] = where[:n]
+            own[part.variants] = where[:n].sum(axis=1)
             made = credible_set(task.factor, own, coverage)
             if made is not None:
                 sets.append(made)
+                of_sets.append(where.sum(axis=0))
     return BlockEffects(
-        probability, mean, square, sets, expected, variance, evidence, int(slots.sweeps),
+        probability,
+        mean,
+        square,
+        apart,
+        sets,
+        np.reshape(of_sets, (len(sets), odds.shape[1])),
+        expected,
+        variance,
+        evidence,
+        int(slots.sweeps),
         bool(slots.converged) and change <= _SETTLED,
-    )  # fmt: skip
+    )

@@ -37,11 +37,15 @@ class EffectClasses(NamedTuple):
 
     root: (C, K, K), A_c.  gain: (C, K), a_c >= 0, 0 where the class has no such coordinate.
     project: (C, K, K), A_c^T P.
+    own: (C, K, K), what v is read as where effects are reported: w = own_c v. By default that is u itself.
+    traits: (C, K), 1 where the class acts on the trait by itself, else 0.
     """
 
     root: Any
     gain: Any
     project: Any
+    own: Any
+    traits: Any
 
 
 class SingleEffect(NamedTuple):
@@ -56,8 +60,11 @@ class SingleEffect(NamedTuple):
     log_evidence: Array
 
 
-def effect_classes(covariances: ArrayLike, noise: ArrayLike) -> EffectClasses:
+def effect_classes(covariances: ArrayLike, noise: ArrayLike, report: ArrayLike | None = None) -> EffectClasses:
     """Classes from V (C, K, K), of u in units of z-scores, and C_n (K, K); in float64, by eigendecomposition.
+
+    report: (K, K), X: effects are reported as w = X u, and a class acts on trait k if w_k varies; the identity by
+    default.
 
     Raises InputError where a matrix is not finite, symmetric and positive (semi-)definite.
     """
@@ -80,7 +87,10 @@ def effect_classes(covariances: ArrayLike, noise: ArrayLike) -> EffectClasses:
     # Coordinates a class does not have are exactly nothing, not the rounding of nothing.
     gone = gain <= 1e-12 * np.maximum(gain[:, -1:], 1e-300)
     root[np.broadcast_to(gone[:, None, :], root.shape)] = 0.0
-    return EffectClasses(root, np.where(gone, 0.0, gain), np.swapaxes(root, 1, 2) @ precision)
+    own = root if report is None else np.asarray(report, np.float64) @ root
+    spread = np.einsum("cki,cki->ck", own, own)
+    traits = (spread > 1e-9 * np.maximum(spread.max(axis=1, keepdims=True), 1e-300)).astype(np.float64)
+    return EffectClasses(root, np.where(gone, 0.0, gain), np.swapaxes(root, 1, 2) @ precision, own, traits)
 
 
 def whitened_effect(classes: EffectClasses, b: Array, d: Array) -> tuple[Array, Array, Array]:

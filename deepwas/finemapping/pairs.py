@@ -25,26 +25,31 @@ from jax import Array
 
 from deepwas.finemapping.effects import HIGHEST, EffectClasses, whitened_effect
 
-__all__ = ["Group", "at_most_two"]
+__all__ = ["Group", "alone_moments", "at_most_two"]
 
 
 class Group(NamedTuple):
     """The posterior of at most two effects in a group of variants.
 
     probability: (m, C), that variant j has an effect of class c.
-    mean, square: (m, K), E[u] and E[u^2] of the effect times its presence, in units of z-scores.
+    fitted: (m, K), E[u], in units of z-scores.  mean, square: (m, K), E[w] and E[w^2] of the effect reported (`own` of
+        the classes), 0 where there is none.
     numbers: (3,), probabilities of 0, 1 and 2 effects.
-    first, second: (m,), probability that the first (second) effect lies at the variant: of two effects, which one is
-        the first is told by the likeliest pair; one alone is the first.  Sums to P(>= 1) and P(2).
+    first, second: (m, C), probability that the first (second) effect lies at the variant and is of the class: of two
+        effects, which one is the first is told by the likeliest pair; one alone is the first. They sum to P(>= 1) and
+        P(2).
+    apart: (m,), probability that the variant has an effect, and another variant one on none of the same traits.
     log_evidence: log of the sum over all states of prior odds times Bayes factor.
     """
 
     probability: Any
+    fitted: Any
     mean: Any
     square: Any
     numbers: Any
     first: Any
     second: Any
+    apart: Any
     log_evidence: Any
 
 
@@ -90,24 +95,41 @@ def at_most_two(
     none, one, two = none / total, one / total, two / total
     member = jnp.sum(two, axis=0)  # probability that the candidate is one of two
 
-    effect = jnp.einsum("mci,cki->mck", t * shrink, classes.root, precision=HIGHEST)
-    spread = jnp.einsum("mci,cki->mck", shrink, classes.root**2, precision=HIGHEST)
-    effect_two = jnp.einsum("abi,bki->abk", v, root, precision=HIGHEST)
-    spread_two = jnp.einsum("bki,abij,bkj->abk", root, inverse, root, precision=HIGHEST)
-    mean = jnp.sum(one[:, :, None] * effect, axis=1)
-    square = jnp.sum(one[:, :, None] * (effect**2 + spread), axis=1)
-    mean = mean.at[where].add(jnp.sum(two[:, :, None] * effect_two, axis=0))
-    square = square.at[where].add(jnp.sum(two[:, :, None] * (effect_two**2 + spread_two), axis=0))
     lead, follower = _labelled(ld / jnp.sqrt(d[where])[:, None] / jnp.sqrt(d[where])[None, :], two)
+    acts = classes.traits[what]
+    disjoint = jnp.matmul(acts, acts.T) == 0
+    nowhere = jnp.zeros((m, count), G.dtype)
+    moments = [alone_moments(one, t, shrink, out) for out in (classes.root, classes.own)]
+    fitted = moments[0][0].at[where].add(_of_two(two, v, inverse, root)[0])
+    mean, square = (
+        x.at[where].add(y) for x, y in zip(moments[1], _of_two(two, v, inverse, classes.own[what]), strict=True)
+    )
     return Group(
         one.at[where, what].add(member),
+        fitted,
         mean,
         square,
         jnp.stack([none, jnp.sum(one), 0.5 * jnp.sum(two)]),
-        jnp.sum(one, axis=1).at[where].add(lead),
-        jnp.zeros(m, G.dtype).at[where].add(follower),
+        one.at[where, what].add(lead),
+        nowhere.at[where, what].add(follower),
+        jnp.zeros(m, G.dtype).at[where].add(jnp.sum(jnp.where(disjoint, two, 0.0), axis=0)),
         top + jnp.log(total),
     )
+
+
+def alone_moments(probability: Array, t: Array, shrink: Array, out: Array) -> tuple[Array, Array]:
+    """E[w] and E[w^2] (m, K) of single effects w = out_c v."""
+    effect = jnp.einsum("mci,cki->mck", t * shrink, out, precision=HIGHEST)
+    spread = jnp.einsum("mci,cki->mck", shrink, out**2, precision=HIGHEST)
+    mean = jnp.sum(probability[:, :, None] * effect, axis=1)
+    return mean, jnp.sum(probability[:, :, None] * (effect**2 + spread), axis=1)
+
+
+def _of_two(two: Array, v: Array, inverse: Array, out: Array) -> tuple[Array, Array]:
+    """The same (q, K) of the second member of each ordered pair."""
+    effect = jnp.einsum("abi,bki->abk", v, out, precision=HIGHEST)
+    spread = jnp.einsum("bki,abij,bkj->abk", out, inverse, out, precision=HIGHEST)
+    return jnp.sum(two[:, :, None] * effect, axis=0), jnp.sum(two[:, :, None] * (effect**2 + spread), axis=0)
 
 
 def _candidates(

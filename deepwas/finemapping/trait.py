@@ -12,7 +12,7 @@ pi_j is at most 1/2. Units are those of the standardised genotype and the trait'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -261,12 +261,7 @@ def _locate(
     out = []
     for one, x in zip(found, sizes, strict=True):
         ratio = np.sqrt(x / sizes[0])
-        out.append(
-            BlockEffects(
-                one.probability, one.mean * ratio, one.square * ratio**2, one.sets, one.expected, one.variance,
-                one.evidence, one.sweeps, one.converged,
-            )
-        )  # fmt: skip
+        out.append(replace(one, mean=one.mean * ratio, square=one.square * ratio**2))
     return out
 
 

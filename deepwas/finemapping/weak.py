@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from deepwas.finemapping.effects import HIGHEST, EffectClasses, whitened_effect
-from deepwas.finemapping.pairs import Group
+from deepwas.finemapping.pairs import Group, alone_moments
 
 __all__ = ["weak_effects"]
 
@@ -36,13 +36,12 @@ def weak_effects(G: Array, residual: Array, classes: EffectClasses, log_odds: Ar
     length = jnp.sqrt(jnp.where(d > 0, d, 1.0))
     squared = (jnp.matmul(G.T, G, precision=HIGHEST) / length[:, None] / length[None, :]) ** 2
     probability = weight / (1 + jnp.matmul(squared, own, precision=HIGHEST))[:, None]
-    effect = jnp.einsum("mci,cki->mck", t * shrink, classes.root, precision=HIGHEST)
-    spread = jnp.einsum("mci,cki->mck", shrink, classes.root**2, precision=HIGHEST)
-    mean = jnp.sum(probability[:, :, None] * effect, axis=1)
-    square = jnp.sum(probability[:, :, None] * (effect**2 + spread), axis=1)
+    fitted, _ = alone_moments(probability, t, shrink, classes.root)
+    mean, square = alone_moments(probability, t, shrink, classes.own)
     where = jnp.sum(probability, axis=1)
     none = jnp.exp(jnp.sum(jnp.log1p(-jnp.minimum(where, 1 - 1e-6))))
     one = none * jnp.sum(where / (1 - jnp.minimum(where, 1 - 1e-6)))
     numbers = jnp.stack([none, one, jnp.maximum(1 - none - one, 0.0)])
-    nowhere = jnp.zeros_like(where)
-    return Group(probability, mean, square, numbers, nowhere, nowhere, jnp.log1p(jnp.sum(own)))
+    nowhere = jnp.zeros_like(probability)
+    apart = jnp.zeros_like(where)
+    return Group(probability, fitted, mean, square, numbers, nowhere, nowhere, apart, jnp.log1p(jnp.sum(own)))

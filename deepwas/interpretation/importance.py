@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -14,6 +14,10 @@ from deepwas.errors import InputError
 from deepwas.inputs import VariantInputs, Windows
 from deepwas.interpretation.held_out import HeldOut, Section
 from deepwas.interpretation.options import InterpretOptions
+
+if TYPE_CHECKING:
+    from deepwas.annotations import Annotations
+    from deepwas.runs import Fit
 
 __all__ = ["Feature", "block_drops", "features_of", "importance_table"]
 
@@ -33,9 +37,19 @@ class Feature:
     members: tuple[str, ...] = ()
 
 
-def features_of(held: HeldOut, groups: Mapping[str, Sequence[str]]) -> list[Feature]:
-    """Every annotation, every group, and each other input of the networks. InputError for a group that does not fit."""
-    names = () if held.annotations is None else held.annotations.names
+def features_of(
+    fit: Fit,
+    annotations: Annotations | None,
+    groups: Mapping[str, Sequence[str]],
+    *,
+    tracks: bool,
+    sequence: bool,
+) -> list[Feature]:
+    """Every annotation, every group, and each other input of the networks. InputError for a group that does not fit.
+
+    tracks, sequence: whether the networks read them.
+    """
+    names = () if annotations is None else annotations.names
     made = [Feature(name, "annotation", (name,)) for name in names]
     for name, members in groups.items():
         unknown = [member for member in members if member not in names]
@@ -44,15 +58,9 @@ def features_of(held: HeldOut, groups: Mapping[str, Sequence[str]]) -> list[Feat
         if name in (*names, FREQUENCY, TRACKS, SEQUENCE):
             raise InputError(f"group {name}: another input has this name. Choose another.")
         made.append(Feature(name, "group", tuple(members)))
-    sizes = held.fit.record["rotations"][0]["network"].get("sizes", {})
-    if sizes.get("log_heterozygosity"):
+    if fit.record["rotations"][0]["network"].get("sizes", {}).get("log_heterozygosity"):
         made.append(Feature(FREQUENCY, "annotation"))
-    made += [
-        Feature(name, "window")
-        for name, given in ((TRACKS, held.tracks), (SEQUENCE, held.sequence))
-        if given is not None
-    ]
-    return made
+    return made + [Feature(name, "window") for name, given in ((TRACKS, tracks), (SEQUENCE, sequence)) if given]
 
 
 def block_drops(

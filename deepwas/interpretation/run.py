@@ -17,6 +17,7 @@ from deepwas.errors import InputError
 from deepwas.files import atomic_path, read_json, write_json, write_text
 from deepwas.interpretation.importance import Feature, block_drops, features_of, importance_table
 from deepwas.interpretation.options import InterpretOptions
+from deepwas.runs import sizes_of
 from deepwas.specs import validate_table
 
 if TYPE_CHECKING:
@@ -118,6 +119,10 @@ def interpret(
     features = annotated(annotations, store)
     say = progress or (lambda *_: None)
     record = _first_record(fit, options)
+    alone = _reads_annotations_alone(fit)
+    if options.attributions and not alone:
+        raise InputError("attributions are made for networks that read annotations alone. Leave --shap out.")
+    wanted = features_of(fit, features, options.groups, tracks=tracks is not None, sequence=sequence is not None)
     folder = None if out is None else Path(out)
     before = _empty() if folder is None else _claimed(folder, record, resume)
     with open_held_out(
@@ -128,7 +133,6 @@ def interpret(
         sequence=sequence,
         progress=lambda done, total: say("whitening LD blocks", done, total),
     ) as held:
-        wanted = features_of(held, options.groups)
         if folder is not None:
             folder.mkdir(exist_ok=True)
             write_json(folder / RECORD, record)
@@ -141,7 +145,7 @@ def interpret(
         drops,
     )
     if features is not None:
-        _of_annotations(found, fit, store, features, options, tracks is None and sequence is None, say)
+        _of_annotations(found, fit, store, features, options, alone, say)
     if folder is not None:
         _draw(found, fit, features, folder)
         found.write(folder)
@@ -210,6 +214,11 @@ def _measured(
     return drops.sort("ROTATION", "BLOCK", maintain_order=True)
 
 
+def _reads_annotations_alone(fit: Fit) -> bool:
+    sizes = sizes_of(fit.record["rotations"][0]["network"])
+    return sizes.tracks is None and sizes.sequence is None and not sizes.log_heterozygosity
+
+
 def _of_annotations(
     found: Interpretation,
     fit: Fit,
@@ -227,10 +236,7 @@ def _of_annotations(
     values = annotations.values[where]
     found.enrichment = enrichment_of_prior(f, fit.variants["BLOCK"].to_numpy(), values, annotations.names)
     found.record["enrichment"] = found.enrichment.summary()
-    sizes = fit.record["rotations"][0]["network"].get("sizes", {})
-    if not alone or sizes.get("log_heterozygosity"):
-        if options.attributions:
-            raise InputError("attributions are made for networks that read annotations alone. Leave --shap out.")
+    if not alone:
         return
     from dataclasses import replace
 

@@ -199,9 +199,13 @@ def variants_digest(variants: pl.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def content_checksum(variants: str, blocks: Iterable[str]) -> str:
-    """The store's checksum, from the digests of the variants and of all blocks in order."""
-    return hashlib.sha256("\n".join([variants, *blocks]).encode()).hexdigest()
+def content_checksum(variants: str, blocks: Iterable[str], build: str | None) -> str:
+    """The store's checksum, from the digests of the variants and of all blocks in order, and from the genome build.
+
+    build: None for the checksum of a store of before the build was part of it.
+    """
+    parts = [variants, *blocks, *([] if build is None else [build])]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def describe(handle: Any, blocks: Iterable[int]) -> dict[str, Any]:

@@ -126,13 +126,15 @@ def _mark_genome(axis: object, store: LDStore) -> None:
     if len(starts) == 1:
         ticks = np.unique(np.linspace(0, store.n_blocks - 1, min(store.n_blocks, 9)).round().astype(int))
         axis.set_xticks(ticks, [f"{p / 1e6:.1f}" for p in table["START"].to_numpy()[ticks]])
-        axis.set_xlabel(f"start of the block on chromosome {names[0]} (Mb, {store.genome_build})")
+        axis.set_xlabel(
+            f"LD blocks, equally spaced, by where they start on chromosome {names[0]} (Mb, {store.genome_build})"
+        )
         return
     stops = np.append(starts[1:], store.n_blocks)
     for start in starts[1:]:
         axis.axvline(start - 0.5, color="0.6", linewidth=0.6)
     axis.set_xticks((starts + stops - 1) / 2, names[starts], fontsize=8)
-    axis.set_xlabel(f"chromosome ({store.genome_build})")
+    axis.set_xlabel(f"LD blocks, equally spaced, by chromosome ({store.genome_build})")
 
 
 def _range(values: np.ndarray) -> str:

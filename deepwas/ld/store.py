@@ -201,11 +201,12 @@ class LDStore:
                         "does not fit. Copy the file again, or build it again."
                     )
                 digests.append(digest)
-            found = layout.content_checksum(layout.variants_digest(layout.read_variants(handle)), digests)
-        if found != self.checksum:
+            table = layout.variants_digest(layout.read_variants(handle))
+            found = [layout.content_checksum(table, digests, build) for build in (self.genome_build, None)]
+        if self.checksum not in found:
             raise InputError(
-                f"{self.path}: the variant table has changed since it was written (checksum "
-                f"{found[:12]}..., stored {self.checksum[:12]}...). Copy the file again, or build it again."
+                f"{self.path}: the variant table or the genome build has changed since it was written (checksum "
+                f"{found[0][:12]}..., stored {self.checksum[:12]}...). Copy the file again, or build it again."
             )
 
     def _open(self) -> Any:

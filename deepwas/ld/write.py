@@ -130,7 +130,7 @@ def write_end(
         "whitener": "stored" if stored else "implied",
         "options": json.dumps(options),
         "provenance": json.dumps(provenance),
-        "checksum": layout.content_checksum(variants_digest, digests),
+        "checksum": layout.content_checksum(variants_digest, digests, genome_build),
     }
     for name, value in attributes.items():
         handle.attrs[name] = value

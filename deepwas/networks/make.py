@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from deepwas.errors import InputError
 from deepwas.inputs import InputSizes
-from deepwas.network_options import NetworkOptions, required_inputs
+from deepwas.network_options import NetworkOptions, require_monotone_names, required_inputs
 from deepwas.networks.annotation import LinearPrior, MLPPrior, MonotonePrior, ResidualPrior
 from deepwas.networks.base import Prior
 from deepwas.networks.enformer import EnformerTrunk
@@ -57,14 +56,9 @@ def _signs(options: NetworkOptions, sizes: InputSizes, names: Sequence[str]) -> 
         raise InputError(
             f"monotone needs the names of all {sizes.annotations} annotations; {len(names)} were given as names=."
         )
-    signs = dict.fromkeys(names, 0)
-    for text in options.monotone:
-        name, _, sign = text.rpartition(":")
-        if name not in signs:
-            close = difflib.get_close_matches(name, names, n=3) or list(names[:5])
-            raise InputError(f"monotone names {name!r}, which is no annotation. Did you mean {', '.join(close)}?")
-        signs[name] = 1 if sign == "+" else -1
-    return tuple(signs[name] for name in names)
+    require_monotone_names(options, names)
+    given = {name: 1 if sign == "+" else -1 for name, _, sign in (text.rpartition(":") for text in options.monotone)}
+    return tuple(given.get(name, 0) for name in names)
 
 
 def count_parameters(network: nnx.Module) -> int:

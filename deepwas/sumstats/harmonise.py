@@ -8,7 +8,7 @@ import warnings
 import polars as pl
 
 from deepwas.errors import DataWarning, InputError
-from deepwas.genome import normalise_chromosome, parse_build
+from deepwas.genome import chromosome_rank, normalise_chromosome, parse_build
 from deepwas.sumstats.alleles import PALINDROMIC, allele_class, orient, strand_by_frequency
 from deepwas.sumstats.counted import describe, drop, note
 from deepwas.sumstats.harmonised import SCHEMA, HarmonisedSumstats
@@ -152,8 +152,20 @@ def _choose_key(sumstats: SumStats, frame: pl.DataFrame, panel: pl.DataFrame, op
         f"{sumstats.path}: {'none' if not most else f'only {most:,}'} of its {frame.height:,} variants "
         f"{'is' if most < 2 else 'are'} among the {panel.height:,} of the LD store ({tried}).\n"
         f"First of the GWAS: {_example(frame, 0)}. First of the LD store: {_example(panel, 0, 'PANEL_')}.\n"
-        "Are they of the same genome build, and is the store of the chromosomes and identifiers of the GWAS?"
+        + _why_none(frame, panel)
     )
+
+
+def _why_none(frame: pl.DataFrame, panel: pl.DataFrame) -> str:
+    """What to look at when hardly any variant is in both."""
+    theirs, ours = (set(x.drop_nulls().unique().to_list()) for x in (frame["CHR"], panel["PANEL_CHR"]))
+    if theirs and not theirs & ours:
+        gwas, store = (", ".join(sorted(x, key=chromosome_rank)) for x in (theirs, ours))
+        return (
+            f"The GWAS is of chromosome {gwas}, the LD store of {store}: give an LD store of the GWAS's chromosomes, "
+            "or the other way round."
+        )
+    return "Are they of the same genome build, and is the store of the chromosomes and identifiers of the GWAS?"
 
 
 def _example(frame: pl.DataFrame, row: int, prefix: str = "") -> str:

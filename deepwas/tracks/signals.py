@@ -14,7 +14,7 @@ import polars as pl
 
 from deepwas.annotations.intervals import merge_intervals, require_coverage
 from deepwas.errors import DeepwasError, InputError
-from deepwas.files import require_file
+from deepwas.files import kind_of, require_file
 from deepwas.genome import CHROMOSOME_LENGTHS, chromosome_names, chromosome_rank, read_intervals, require_build
 from deepwas.tally import Tally
 from deepwas.tracks.bins import Stretch, bin_edges, bin_sums
@@ -56,6 +56,13 @@ class BigWigSignal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = require_file(path, "a bigWig file")
+        with open(self.path, "rb") as handle:
+            kind = kind_of(handle.read(4096))
+        if kind not in ("a bigWig file", "a bigBed file"):  # pyBigWig writes to standard error itself
+            remedy = "Give a bigWig" + (
+                ", or intervals as BED with --bed." if "text" in kind or "gzip" in kind else "."
+            )
+            raise InputError(f"{self.path}: not a bigWig file, but {kind}. {remedy}")
         with self._file() as handle:
             sizes: dict[str, int] = handle.chroms()
             self.names = chromosome_names(self.path, sizes)

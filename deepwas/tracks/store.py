@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepwas.errors import InputError
-from deepwas.files import require_file
+from deepwas.files import kind_of, require_file
 from deepwas.specs import validate_json
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class WindowFile:
         raise InputError(
             f"{self.path}: for {len(self):,} variants of another LD store (checksum {self.ld_checksum[:12]}...); "
             f"{store.path} has {store.n_variants:,} (checksum {store.checksum[:12]}...). Extract them for it: "
-            f"deepwas {self.kind} --ld {store.path} --out {self.path} and the options of before."
+            f"deepwas {self.kind} --ld {store.path} --out {self.path} --overwrite and the options of before."
         )
 
     def _open(self) -> Any:
@@ -189,7 +189,9 @@ def open_windows(path: str | os.PathLike[str], store: LDStore | None = None, *, 
 
     remedy = f"Give a file made by `deepwas {kind or 'tracks'}`."
     if not h5py.is_hdf5(found):
-        raise InputError(f"{found}: not an HDF5 file. {remedy}")
+        with open(found, "rb") as raw:
+            what = kind_of(raw.read(4096))
+        raise InputError(f"{found}: not an HDF5 file, but {what}. {remedy}")
     try:
         handle = h5py.File(found, "r")
     except OSError as error:

@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 
 from deepwas.annotations import Standardiser
-from deepwas.errors import InputError
 from deepwas.locks import exclusive
 from deepwas.options import FitOptions
 from deepwas.parallel import BlockDevices
@@ -62,7 +61,6 @@ class TraitsJob:
                 text = f"{self.folder}: the run is being trained by {{}}. Wait for it, or give another folder."
                 stack.enter_context(exclusive(self.folder / LOCK, busy=text.format))
             caches = {name: job.open(stack) for name, job in self.jobs.items()}
-            self._check_start()
             everything = range(len(next(iter(self.jobs.values())).plan.rotations))
             finished = {name: job.finished(everything) for name, job in self.jobs.items()}
             examined = {name: job.examine(caches[name]) for name, job in self.jobs.items()}
@@ -170,24 +168,3 @@ class TraitsJob:
         network = self.start.networks[r]
         assert network is not None
         return network
-
-    def _check_start(self) -> None:
-        """The run to start from must have held out what this one holds out."""
-        if self.start is None:
-            return
-        where = self.start.folder or "the run to start from"
-        rotations = next(iter(self.jobs.values())).plan.rotations
-        if any(network is None for network in self.start.networks) or len(self.start.networks) != len(rotations):
-            raise InputError(
-                f"{where}: has {sum(x is not None for x in self.start.networks)} network(s), {len(rotations)} are "
-                "needed, one for each section. Give a run with the same --folds and --cross-fit."
-            )
-        for r, own in enumerate(self.start.record["rotations"]):
-            seen = set(own["train_blocks"]) | set(own["validation_blocks"])
-            for name, job in self.jobs.items():
-                tested = {job.blocks[int(i)].number for i in job.plan.rotations[r].test}
-                if both := sorted(seen & tested):
-                    raise InputError(
-                        f"{where}: its rotation {r} was trained on LD block {both[0]}, on which {name} is tested. "
-                        "Give a run on the same LD store with the same sections."
-                    )

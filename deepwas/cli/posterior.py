@@ -1,0 +1,159 @@
+"""`deepwas posterior`: posterior effects, a polygenic score and local heritability."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from deepwas.cli._console import progress_of_stages, say, say_counts, show
+from deepwas.cli._flags import naming_flags
+from deepwas.cli._outputs import say_if_nothing_to_resume
+from deepwas.errors import InputError
+
+if TYPE_CHECKING:
+    from deepwas.posterior import Posterior
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root application."""
+    app.command("posterior")(posterior)
+
+
+def posterior(
+    ld: Annotated[Path, typer.Option(help="LD store; of a run, the one it was made with.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Run folder of `deepwas fit`.", show_default=False)
+    ] = None,
+    priors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of RUN: a table CHR BP A1 A2 SNPVAR, as `deepwas priors` writes.", show_default=False
+        ),
+    ] = None,
+    sumstats: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --priors the z-scores; with RUN its own again, for the GWAS's allele frequencies.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted one in --out.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="The prior of one network for all variants, not the cross-fitted one.")
+    ] = False,
+    noise: Annotated[
+        float | None,
+        typer.Option(help="Noise inflation sigma2. By default the run's, or 1 with --priors.", show_default=False),
+    ] = None,
+    solver: Annotated[
+        str, typer.Option(help="cholesky (exact), cg, or auto: exact for blocks of up to 2,048 directions.")
+    ] = "auto",
+    probes: Annotated[int, typer.Option(help="Random signs of cg, from which it estimates variances.")] = 32,
+    rtol: Annotated[
+        float | None, typer.Option(help="Relative residual of cg. By default 1e-5.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random signs.")] = 0,
+    missing_prior: Annotated[
+        str, typer.Option(help="Variants that --priors lacks: refuse, or zero (they have no effect).")
+    ] = "refuse",
+    frequencies: Annotated[
+        str, typer.Option(help="For effects per allele: gwas (where it gives them, else the panel's), or panel.")
+    ] = "gwas",
+    name: Annotated[str, typer.Option(help="Name of the polygenic score.")] = "deepwas",
+) -> None:
+    """Posterior effects of variants under a learned prior, given the z-scores.
+
+    Written are posterior.tsv.gz (posterior mean and standard deviation of
+    every variant's effect, per standard deviation of genotype and per
+    allele), score.txt.gz (the polygenic score of these means, as a PGS
+    Catalog scoring file), local_heritability.tsv and .png (genetic variance
+    of each LD block, and the expected R2 of the score), posterior.json.
+
+    Example: deepwas posterior run --ld ld.h5 --out posterior
+    """
+    from deepwas.files import require_file
+    from deepwas.posterior.options import Frequencies, MissingPrior, PosteriorOptions, Solver
+
+    if (run is None) == (priors is None):
+        raise InputError("give a run folder, or --priors FILE with --sumstats FILE: one of the two.")
+    if priors is not None and sumstats is None:
+        raise InputError("--priors needs z-scores. Give --sumstats FILE.")
+    if priors is not None and plain:
+        raise InputError("--plain is for a run: a table of priors is what it is. Leave it out.")
+    with naming_flags(PosteriorOptions):
+        options = PosteriorOptions(
+            cross_fitted=False if plain else None,
+            noise=noise,
+            solver=cast(Solver, solver),
+            probes=probes,
+            rtol=rtol,
+            seed=seed,
+            missing_prior=cast(MissingPrior, missing_prior),
+            frequencies=cast(Frequencies, frequencies),
+        )
+    require_file(ld, "an LD store")
+    given: Any = run
+    if priors is not None:
+        given = require_file(priors, "a table of priors")
+    else:
+        from deepwas.runs import load_fit
+
+        assert run is not None
+        given = load_fit(run)
+    if sumstats is not None:
+        require_file(sumstats, "summary statistics")
+
+    from deepwas.ld import open_ld
+    from deepwas.posterior.progress import require_folder
+    from deepwas.posterior.score_file import check_name
+
+    check_name(name)
+    require_folder(out, resume)
+    say_if_nothing_to_resume(resume, out)
+    store = open_ld(ld)
+
+    from deepwas.posterior import estimate_posterior
+
+    with progress_of_stages() as progress, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+        found = estimate_posterior(
+            given, store, sumstats, options=options, out=out, name=name, resume=resume, progress=progress
+        )
+    say_counts(found.record["counts"])
+    _show(found, out)
+
+
+def _show(found: Posterior, out: Path) -> None:
+    from rich.table import Table
+
+    total = found.record["totals"]
+    table = Table(title="Posterior, in units of the trait's variance", title_justify="left")
+    for heading in ("", "expected by the prior", "given the z-scores"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    error = "" if total["h2_sd"] is None else f" ± {total['h2_sd']:.2g}"
+    if total["h2_standard_error"]:
+        error += f" (standard error of probes {total['h2_standard_error']:.1g})"
+    table.add_row("heritability", f"{total['h2_prior']:.5g}", "")
+    table.add_row("  in the directions of LD kept", f"{total['h2_prior_kept']:.5g}", f"{total['h2']:.5g}{error}")
+    table.add_row("  explained by the score (R2)", f"{total['r2_prior']:.5g}", f"{total['r2']:.5g}")
+    show(table)
+    best = found.table.filter(found.table["POST_Z"].abs() == found.table["POST_Z"].abs().max()).row(0, named=True)
+    say(
+        f"surest effect: {best['SNP']}, {best['POST_MEAN']:.3g} ± {best['POST_SD']:.2g} standard deviations of the "
+        "trait for one of genotype"
+    )
+    gain = found.record["prior"].get("held_out_gain")
+    if gain is not None and gain < 0:
+        say(f"warning: on held-out blocks this prior loses {-gain:.1f} nats against the constant prior.")
+    gwas, panel = (total["frequencies"][x] for x in ("gwas", "panel"))
+    say(f"effects per allele with frequencies of the GWAS for {gwas:,} variants, of the LD panel for {panel:,}")
+    cg = f", {total['blocks_by_cg']:,} of them by conjugate gradients" if total["blocks_by_cg"] else ", all exact"
+    say(
+        f"{out}: {total['variants']:,} variants, {total['observed']:,} with a z-score, in {total['blocks']:,} LD blocks"
+        f"{cg}."
+    )
