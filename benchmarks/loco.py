@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
-__all__ = ["draw", "measure", "tables"]
+__all__ = ["FILES", "Problem", "draw", "fit_command", "make_genome", "measure", "run_command", "tables"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -65,24 +65,15 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
     problem = QUICK if quick else Problem()
     with tempfile.TemporaryDirectory(prefix="deepwas-loco-") as name:
         folder = Path(name)
-        size = _make(problem, folder, progress)
-        command = [
-            sys.executable,
-            "-c",
-            "from deepwas.cli import main; main()",
-            "fit",
-            "--folds",
-            "loco",
-            *problem.flags,
-        ]
-        command += [f"--{what}={folder / file}" for what, file in FILES.items()]
+        size = make_genome(problem, folder, progress)
+        command = [*fit_command(folder), "--folds", "loco", *problem.flags]
         progress("uninterrupted", 0, 1)
-        whole = _run([*command, "--out", str(folder / "whole")])
+        whole = run_command([*command, "--out", str(folder / "whole")])
         progress("uninterrupted", 1, 1)
         progress("killed halfway", 0, 1)
-        broken = _run([*command, "--out", str(folder / "broken")], kill_after=0.5 * whole["seconds"])
+        broken = run_command([*command, "--out", str(folder / "broken")], kill_after=0.5 * whole["seconds"])
         done = sum(1 for x in (folder / "broken").glob("rotation_*") if x.is_dir())
-        resumed = _run([*command, "--out", str(folder / "broken"), "--resume"])
+        resumed = run_command([*command, "--out", str(folder / "broken"), "--resume"])
         progress("killed halfway", 1, 1)
         from deepwas.runs import load_fit
 
@@ -110,7 +101,13 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
 FILES = {"ld": "ld.h5", "sumstats": "z.parquet", "annotations": "annotations.parquet"}
 
 
-def _make(problem: Problem, folder: Path, progress: Progress) -> dict[str, Any]:
+def fit_command(folder: Path) -> list[str]:
+    """`deepwas fit` on the files of `make_genome`."""
+    program = [sys.executable, "-c", "from deepwas.cli import main; main()", "fit"]
+    return [*program, *(f"--{what}={folder / file}" for what, file in FILES.items())]
+
+
+def make_genome(problem: Problem, folder: Path, progress: Progress) -> dict[str, Any]:
     """The LD store, z-scores and annotations as files."""
     import polars as pl
 
@@ -181,7 +178,7 @@ def _variants(problem: Problem, regions: list[Region]) -> Any:
     )
 
 
-def _run(command: list[str], kill_after: float | None = None) -> dict[str, float]:
+def run_command(command: list[str], kill_after: float | None = None) -> dict[str, float]:
     """Seconds and peak memory of a process of its own; SIGKILL after a while, if asked for."""
     begun = time.monotonic()
     with tempfile.TemporaryFile() as said:

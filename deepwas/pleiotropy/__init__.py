@@ -11,13 +11,34 @@ from typing import TYPE_CHECKING, Any
 _HOME = {
     "GlobalTest": "deepwas.pleiotropy.hops",
     "HOPSScores": "deepwas.pleiotropy.hops",
+    "NoiseCorrelation": "deepwas.pleiotropy.structure",
+    "TraitEffects": "deepwas.pleiotropy.structure",
     "hops_scores": "deepwas.pleiotropy.hops",
+    "noise_correlation": "deepwas.pleiotropy.structure",
+    "noise_correlation_from_blocks": "deepwas.pleiotropy.structure",
+    "trait_effects": "deepwas.pleiotropy.structure",
 }
 
-__all__ = ["GlobalTest", "HOPSScores", "hops_scores"]
+__all__ = [
+    "GlobalTest",
+    "HOPSScores",
+    "NoiseCorrelation",
+    "TraitEffects",
+    "hops_scores",
+    "noise_correlation",
+    "noise_correlation_from_blocks",
+    "trait_effects",
+]
 
 if TYPE_CHECKING:
     from deepwas.pleiotropy.hops import GlobalTest, HOPSScores, hops_scores
+    from deepwas.pleiotropy.structure import (
+        NoiseCorrelation,
+        TraitEffects,
+        noise_correlation,
+        noise_correlation_from_blocks,
+        trait_effects,
+    )
 
 
 def __getattr__(name: str) -> Any:

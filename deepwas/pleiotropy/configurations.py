@@ -1,0 +1,133 @@
+"""Configurations of effects: which traits a variant acts on by itself, under learned priors.
+
+For one LD block and K traits, with total effects B = D (I - T)^-1 of direct effects D and trait-to-trait effects T,
+
+    Z = R B diag(sqrt N) + E,   E ~ matrix normal(0, R, C_n),
+
+    D_jk = delta_jk N(0, s_k),
+    P(delta_j) = prod_k pi_jk^delta_k (1 - pi_jk)^(1 - delta_k) exp(psi(|delta|) + sum_k a_k delta_k) / c_j.
+
+The learned prior f_jk is the variance of the total effect, f_jk = sum_l [(I - T)^-1]_lk^2 d_jl. The direct variances
+d >= 0 are solved for, and pi_jk = d_jk / s_k. psi(n), n >= 2, is the excess of variants that act on n traits over what
+independent traits would show, in log odds; 0 is independence. a_k holds the marginals: the expected number of variants
+that act on trait k stays sum_j pi_jk whatever psi is.
+
+A configuration delta is a class of an effect (`deepwas.finemapping.effects`): u = sqrt(N) times the total effect has
+covariance diag(sqrt N) (I - T)^-T diag(s delta) (I - T)^-1 diag(sqrt N).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deepwas.errors import InputError
+from deepwas.finemapping.effects import EffectClasses, effect_classes
+
+__all__ = ["MOST_TRAITS", "TraitModel", "configurations", "direct_variances"]
+
+Floats = NDArray[np.float64]
+
+MOST_TRAITS = 8  # 255 configurations
+MOST_LIKELY = 0.5  # pi_jk at most
+_SWEEPS = 200
+
+
+def configurations(traits: int, most: int | None = None) -> NDArray[np.bool_]:
+    """(C, K), every non-empty set of traits, of at most `most`; small ones first."""
+    if traits < 1 or (most is None and traits > MOST_TRAITS):
+        raise InputError(f"all sets of {traits} traits are too many: give 1 to {MOST_TRAITS}, or how many at most.")
+    sets = [chosen for n in range(1, (most or traits) + 1) for chosen in combinations(range(traits), n)]
+    masks = np.zeros((len(sets), traits), bool)
+    for row, chosen in enumerate(sets):
+        masks[row, list(chosen)] = True
+    return masks
+
+
+def direct_variances(total: ArrayLike, T: ArrayLike) -> Floats:
+    """d (M, K) >= 0 that fits sum_l [(I - T)^-1]_lk^2 d_jl = f_jk best, by least squares in each variant.
+
+    total: (M, K), f.  T: (K, K), T[l, k] the effect of trait l on trait k. Exact where the solution is not negative;
+    elsewhere by coordinate descent.
+    """
+    f, paths = np.asarray(total, np.float64), np.asarray(T, np.float64)
+    matrix = _spread(paths) ** 2
+    found = f @ np.linalg.inv(matrix)
+    rows = np.flatnonzero((found < 0).any(axis=1))
+    if rows.size:
+        gram, target = matrix @ matrix.T, f[rows] @ matrix.T
+        d = np.maximum(found[rows], 0.0)
+        for _ in range(_SWEEPS):
+            before = d.copy()
+            for k in range(len(paths)):
+                d[:, k] = np.maximum(d[:, k] + (target[:, k] - d @ gram[:, k]) / gram[k, k], 0.0)
+            if np.abs(d - before).max() <= 1e-9 * max(d.max(), 1e-300):
+                break
+        found[rows] = d
+    return np.asarray(np.maximum(found, 0.0))
+
+
+def _spread(T: Floats) -> Floats:
+    """(I - T)^-1, effects of direct effects."""
+    if T.ndim != 2 or T.shape[0] != T.shape[1] or not np.isfinite(T).all() or np.diagonal(T).any():
+        raise InputError("T must be a finite (K, K) matrix with zeros on its diagonal.")
+    radius = float(np.abs(np.linalg.eigvals(T)).max())
+    if radius >= 1:
+        raise InputError(
+            f"trait-to-trait effects feed on themselves: the spectral radius of T is {radius:.2f}, not < 1."
+        )
+    return np.asarray(np.linalg.inv(np.eye(len(T)) - T), np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class TraitModel:
+    """The parameters that all blocks share.
+
+    sample_size: (K,), N.  noise: (K, K), C_n.  slab: (K,), s, variances of direct effects.  T: (K, K).
+    excess: (K + 1,), psi by number of traits; that of 0 and 1 is 0.  offsets: (K,), a.
+    """
+
+    sample_size: Floats
+    noise: Floats
+    slab: Floats
+    T: Floats
+    excess: Floats = field(default_factory=lambda: np.zeros(0))
+    offsets: Floats = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        K = len(self.sample_size)
+        for name, shape in (("excess", K + 1), ("offsets", K)):
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, np.zeros(shape))
+
+    @property
+    def traits(self) -> int:
+        """K."""
+        return len(self.sample_size)
+
+    @cached_property
+    def masks(self) -> NDArray[np.bool_]:
+        """(C, K), the configurations."""
+        return configurations(self.traits)
+
+    @cached_property
+    def classes(self) -> EffectClasses:
+        """The configurations as classes of an effect; direct effects are what is reported."""
+        scale = np.sqrt(self.sample_size)
+        forward = _spread(self.T) * scale[None, :]  # u = d forward
+        covariances = np.einsum("lk,cl,li->cki", forward, self.masks * self.slab[None, :], forward)
+        return effect_classes(covariances, self.noise, report=np.linalg.inv(forward).T)
+
+    def log_odds(self, direct: Floats) -> Floats:
+        """(m, C), log P(delta) - log P(0), from the direct variances (m, K)."""
+        pi = np.minimum(direct / self.slab[None, :], MOST_LIKELY)
+        with np.errstate(divide="ignore"):
+            each = np.log(pi) - np.log1p(-pi) + self.offsets[None, :]
+        masks = self.masks.astype(np.float64)
+        size = self.masks.sum(axis=1)
+        gone = (~np.isfinite(each)).astype(np.float64) @ masks.T > 0
+        return np.where(gone, -np.inf, np.where(np.isfinite(each), each, 0.0) @ masks.T + self.excess[size][None, :])

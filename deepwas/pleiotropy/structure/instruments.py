@@ -1,0 +1,77 @@
+"""Instruments of each trait: the variants that lead its genome-wide significant signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deepwas.errors import InputError
+
+__all__ = ["Instruments", "select_instruments"]
+
+MOST_R2 = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Instruments:
+    """n instruments in genome order; a variant that leads two traits is there twice.
+
+    rows: (n,) variants.  trait: (n,) the trait each was chosen for.  block: (n,) its LD block, numbered from 0.
+    """
+
+    rows: NDArray[np.int64]
+    trait: NDArray[np.int64]
+    block: NDArray[np.int64]
+
+
+def select_instruments(
+    z: ArrayLike,
+    blocks: ArrayLike,
+    *,
+    threshold: float = 5e-8,
+    correlation: Callable[[int], ArrayLike] | None = None,
+) -> Instruments:
+    """Lead variants of each trait with a two-sided p-value below `threshold`.
+
+    z: (M, K); a variant with a missing value (NaN) leads nothing.  blocks: (M,) int, each block in one run.
+    correlation: LD of a block, by its number in `blocks`, (m, m) in the order of z: the leads of a trait then are all
+    that clumping at r^2 = 0.01 leaves. Without it, one a block and trait: the variant with the largest |z|.
+    """
+    from scipy.stats import norm
+
+    values, labels = np.asarray(z, np.float64), np.asarray(blocks)
+    if values.ndim != 2 or labels.shape != values.shape[:1]:
+        raise InputError(f"z {values.shape} and blocks {labels.shape} must be (M, K) and (M,).")
+    if not 0 < threshold < 1:
+        raise InputError(f"threshold is {threshold}; it is a p-value between 0 and 1.")
+    least = norm.isf(threshold / 2)
+    size = np.where(np.isfinite(values).all(axis=1, keepdims=True), np.abs(values), 0)
+    if not len(labels):
+        raise InputError("there are no variants.")
+    starts = np.flatnonzero(np.append([True], labels[1:] != labels[:-1]))
+    if len(np.unique(labels[starts])) != len(starts):
+        raise InputError("blocks: the variants of an LD block must follow one another.")
+    rows, trait, block = [], [], []
+    for b, (first, last) in enumerate(zip(starts, np.append(starts[1:], len(labels)), strict=True)):
+        here = size[first:last]
+        hits = np.flatnonzero(here.max(axis=0) > least)
+        if not len(hits):
+            continue
+        R = None if correlation is None else np.asarray(correlation(int(labels[first])), np.float64)
+        if R is not None and R.shape != (last - first, last - first):
+            raise InputError(f"block {labels[first]}: its LD has shape {R.shape}; it has {last - first} variants.")
+        for k in hits:
+            left = here[:, k].copy()
+            while left.max() > least:
+                lead = int(left.argmax())
+                rows.append(first + lead)
+                trait.append(int(k))
+                block.append(b)
+                if R is None:
+                    break
+                left[R[lead] ** 2 > MOST_R2] = 0
+                left[lead] = 0
+    return Instruments(*(np.array(x, np.int64) for x in (rows, trait, block)))

@@ -1,0 +1,140 @@
+"""Configurations of effects over traits: priors, classes, and what learning makes of simulated traits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import nnls
+
+from deepwas.errors import InputError
+from deepwas.ld import LDBlock
+from deepwas.pleiotropy.configurations import TraitModel, configurations, direct_variances
+from deepwas.pleiotropy.learning import JointBlock, learn, locate
+from tests.dense import correlation, genotypes
+
+T = np.array([[0.0, 0.4, 0.0], [0.0, 0.0, -0.3], [0.0, 0.0, 0.0]])
+N = np.array([1e5, 2e5, 5e4])
+NOISE = np.array([[1.0, 0.2, 0.0], [0.2, 1.1, 0.1], [0.0, 0.1, 1.0]])
+
+
+def test_configurations_are_every_set_once_small_ones_first():
+    masks = configurations(4)
+    assert masks.shape == (15, 4)
+    assert len({tuple(x) for x in masks.tolist()}) == 15
+    assert masks.any(axis=1).all()
+    assert (np.diff(masks.sum(axis=1)) >= 0).all()
+    assert configurations(12, most=2).shape == (12 + 66, 12)
+    with pytest.raises(InputError, match="all sets of 9 traits are too many"):
+        configurations(9)
+
+
+def test_direct_variances_are_non_negative_least_squares():
+    rng = np.random.default_rng(0)
+    spread = np.linalg.inv(np.eye(3) - T) ** 2
+    d = rng.gamma(1.0, 1e-6, (50, 3))
+    np.testing.assert_allclose(direct_variances(d @ spread, T), d, rtol=1e-9)
+    total = rng.gamma(0.3, 1e-6, (50, 3))
+    found = direct_variances(total, T)
+    expected = np.array([nnls(spread.T, f)[0] for f in total])
+    assert (found == 0).any()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * total.max())
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (np.eye(2) * 0.1, "zeros on its diagonal"),
+        (np.array([[0.0, 1.0], [1.0, 0.0]]), "spectral radius of T is 1.00"),
+        (np.array([[0.0, np.nan], [0.0, 0.0]]), "must be a finite"),
+    ],
+)
+def test_paths_that_make_no_sense_are_refused(paths, message):
+    with pytest.raises(InputError, match=message):
+        direct_variances(np.ones((1, 2)), paths)
+
+
+def test_classes_are_total_effects_of_direct_ones():
+    slab = np.array([1e-4, 3e-4, 2e-4])
+    model = TraitModel(N, NOISE, slab, T)
+    forward = np.linalg.inv(np.eye(3) - T) * np.sqrt(N)[None, :]
+    for c, mask in enumerate(model.masks):
+        expected = forward.T @ np.diag(slab * mask) @ forward
+        root = model.classes.root[c]
+        np.testing.assert_allclose(root @ root.T, expected, atol=1e-9 * expected.max())
+        own = model.classes.own[c]
+        np.testing.assert_allclose(own @ own.T, np.diag(slab * mask), atol=1e-9 * slab.max())
+        assert model.classes.traits[c].astype(bool).tolist() == mask.tolist()
+
+
+def test_log_odds_are_those_of_independent_traits_and_their_excess():
+    slab = np.array([1e-4, 1e-4, 1e-4])
+    direct = np.array([[1e-6, 2e-6, 0.0], [9e-5, 1e-6, 1e-6]])
+    excess, offsets = np.array([0.0, 0.0, 2.0, 3.0]), np.array([-0.1, 0.2, 0.0])
+    found = TraitModel(N, NOISE, slab, np.zeros((3, 3)), excess, offsets).log_odds(direct)
+    pi = np.minimum(direct / slab, 0.5)
+    for j in range(2):
+        for c, mask in enumerate(configurations(3)):
+            if (pi[j, mask] == 0).any():
+                assert found[j, c] == -np.inf
+            else:
+                each = np.log(pi[j, mask] / (1 - pi[j, mask])) + offsets[mask]
+                assert found[j, c] == pytest.approx(each.sum() + excess[mask.sum()])
+
+
+def simulated(shared, seed, slab=4e-4, blocks=120, m=30):
+    """Blocks of two traits; `shared`: whether the variants that act on one act on both. Returns them and who acts."""
+    rng = np.random.default_rng(seed)
+    size, noise = np.array([1e5, 1e5]), np.array([[1.0, 0.3], [0.3, 1.0]])
+    Rs = [correlation(genotypes(m, 400, rng, 0.9)) for _ in range(4)]
+    pi, out, acts = 0.02, [], []
+    for number in range(blocks):
+        R = Rs[number % 4]
+        block = LDBlock.from_correlation(R, eigenvalue_floor=1e-3, dtype=np.float64)
+        has = np.repeat(rng.random((m, 1)) < pi, 2, axis=1) if shared else rng.random((m, 2)) < pi
+        B = has * rng.normal(size=(m, 2)) * np.sqrt(slab)
+        values, vectors = np.linalg.eigh(R)
+        root = vectors * np.sqrt(np.maximum(values, 0))
+        z = R @ B * np.sqrt(size) + root @ rng.normal(size=(m, 2)) @ np.linalg.cholesky(noise).T
+        direct = np.full((m, 2), pi * slab)
+        out.append(JointBlock(np.asarray(block.factor), block.whiten(z), direct, slice(number * m, number * m + m)))
+        acts.append(has)
+    return out, np.concatenate(acts), TraitModel(size, noise, np.full(2, 2 * slab), np.zeros((2, 2)))
+
+
+def test_sharing_and_slabs_are_learned_and_calls_are_right():
+    blocks, acts, start = simulated(True, 1)
+    model, rounds = learn(blocks, start, rounds=10)
+    assert 1 <= rounds <= 10
+    assert model.excess[2] > 2
+    np.testing.assert_allclose(model.slab, 4e-4, rtol=0.5)
+    both = np.concatenate([found.probability[:, 2] for _, _, found in locate(blocks, model)])
+    called = both > 0.9
+    assert called.sum() > 15
+    assert acts[called].all(axis=1).mean() > 0.85
+    one = np.concatenate([found.probability[:, :2].sum(axis=1) for _, _, found in locate(blocks, model)])
+    assert one.sum() < both.sum()
+
+
+def test_independent_traits_are_not_called_shared():
+    blocks, acts, start = simulated(False, 2)
+    model, _ = learn(blocks, start, rounds=10)
+    both = np.concatenate([found.probability[:, 2] for _, _, found in locate(blocks, model)])
+    assert both.sum() < 0.15 * acts.any(axis=1).sum()
+    expected = sum((block.direct / model.slab[None, :]).sum(axis=0) for block in blocks)
+    prior = np.zeros(2)
+    for block in blocks:
+        odds = np.exp(model.log_odds(block.direct))
+        prior += (odds / (1 + odds.sum(axis=1, keepdims=True)) @ model.masks).sum(axis=0)
+    np.testing.assert_allclose(prior, expected, rtol=0.1)
+
+
+def test_a_trait_without_effects_keeps_its_slab_in_range():
+    blocks, _, start = simulated(True, 3, blocks=20)
+    rng = np.random.default_rng(4)
+    silent = [
+        JointBlock(b.factor, np.column_stack([b.whitened[:, 0], rng.normal(size=len(b.whitened))]), b.direct, b.rows)
+        for b in blocks
+    ]
+    model, _ = learn(silent, start, rounds=8)
+    assert model.slab[1] < 100 * start.slab[1]
+    assert np.isfinite(model.excess).all()
