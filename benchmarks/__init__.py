@@ -48,6 +48,11 @@ BENCHMARKS = (
         "benchmarks.scaling",
     ),
     Benchmark(
+        "calibration",
+        "Is predicted effect variance right, decile by decile, at a genome's training size?",
+        "benchmarks.calibration",
+    ),
+    Benchmark(
         "motif",
         "Does a convolutional network find a motif in the sequence near variants?",
         "benchmarks.motif",
@@ -68,9 +73,19 @@ BENCHMARKS = (
         "benchmarks.posterior",
     ),
     Benchmark(
+        "finemapping",
+        "Are inclusion probabilities and credible sets calibrated, what do priors add, is LD that is off noticed?",
+        "benchmarks.finemapping",
+    ),
+    Benchmark(
         "tracks",
         "How many variants a second are tracks and sequence extracted for, in how much memory, and read again?",
         "benchmarks.tracks",
+    ),
+    Benchmark(
+        "trunk",
+        "Does training wait for windows read from a file, and does a trunk of 50 million parameters fit in memory?",
+        "benchmarks.trunk",
     ),
     Benchmark(
         "loco",

@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 INFINITE_PANEL = 10**9  # people: the simulated LD is exact, so r^2 needs no correction
+_MEMBER = 10_000  # between the seeds of an ensemble's networks
 _REFITTED_ON = 100  # training blocks, for scale and noise: two parameters
 
 Progress = Callable[[int, int], None]
@@ -65,11 +66,13 @@ class Contender:
     """A network, its objective and what it may see.
 
     options: fields of `FitOptions`.  inputs: key of `Truth.inputs`.
+    members: networks, from different seeds, whose mean f is the prior.
     """
 
     label: str
     options: Mapping[str, Any]
     inputs: str
+    members: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,28 +171,32 @@ def train(
             for n, (truth, (log_f, noise)) in enumerate(zip(truths, starts, strict=True)):
                 inputs = truth.inputs[contender.inputs]
                 begun = time.monotonic()
-                trained = trainer.train(
-                    make_network(options, inputs.sizes, log_f, seed=truth.seed),
-                    noise,
-                    inputs,
-                    splits.train + first[n],
-                    splits.validation + first[n],
-                    rotation=truth.seed,
-                    constant_variance=float(np.exp(log_f)),
-                    folder=None,
-                )
+                members = []
+                for member in range(contender.members):
+                    seed = truth.seed + _MEMBER * member
+                    trained = trainer.train(
+                        make_network(options, inputs.sizes, log_f, seed=seed),
+                        noise,
+                        inputs,
+                        splits.train + first[n],
+                        splits.validation + first[n],
+                        rotation=seed,
+                        constant_variance=float(np.exp(log_f)),
+                        folder=None,
+                    )
+                    members.append((trained, np.exp(predict_log_variance(trained.best.network(), inputs)[:, 0])))
                 runs.append(
                     {
                         "contender": name,
                         "learning_rate": rate,
                         "seed": truth.seed,
-                        "validation_gain": trained.validation_gain,
-                        "best_step": trained.best_step,
-                        "last_step": trained.last_step,
+                        "validation_gain": float(np.mean([x.validation_gain for x, _ in members])),
+                        "best_step": members[0][0].best_step,
+                        "last_step": members[0][0].last_step,
                         "seconds": round(time.monotonic() - begun, 2),
-                        "events": trained.events,
-                        "noise": trained.noise,
-                        "f": np.exp(predict_log_variance(trained.best.network(), inputs)[:, 0]),
+                        "events": [event for x, _ in members for event in x.events],
+                        "noise": float(np.mean([x.noise for x, _ in members])),
+                        "f": np.mean([f for _, f in members], axis=0),
                     }
                 )
                 progress(len(runs), total)

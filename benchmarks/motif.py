@@ -44,7 +44,7 @@ class Problem:
     """
 
     train: int = 300
-    validation: int = 60
+    validation: int = 40
     test: int = 60
     m: int = 300
     people: int = 2000
@@ -52,8 +52,8 @@ class Problem:
     mean_c: float = 0.2
     eigenvalue_floor: float = 1e-2
     seeds: tuple[int, ...] = tuple(range(300, 305))
-    learning_rates: tuple[float, ...] = (0.002, 0.006)
-    steps: int = 800
+    learning_rates: tuple[float, ...] = (0.004,)
+    steps: int = 600
     batch_blocks: int = 8
     evaluate_every: int = 20
     patience: int = 15

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-__all__ = ["draw", "measure", "tables"]
+__all__ = ["draw", "measure", "prepare", "tables"]
 
 Progress = Callable[[str, int, int], None]
 
 _COMPETING = ("linear", "large")
-_BASE = Problem(seeds=tuple(range(200, 205)), learning_rates=(0.002, 0.006))
+_BASE = Problem(seeds=tuple(range(200, 204)), learning_rates=(0.006, 0.02))
 _SIZES: tuple[tuple[int, int], ...] = ((75, 1), (150, 1), (300, 1), (300, 4))  # training regions, copies of each
 _FEATURES = (10, 100, 1000)
 
@@ -46,11 +46,16 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
     return {"settings": asdict(base), "sizes": sizes, "features": features, "rows": rows}
 
 
-def _one(problem: Problem, what: str, progress: Progress) -> dict[str, Any]:
+def prepare(problem: Problem, what: str, progress: Progress) -> tuple[list[Any], list[Any]]:
+    """The problem's regions and their whitened LD; copies of a region share it."""
     regions = problem.regions(lambda done, total: progress(f"{what}: simulating LD", done, total))
     distinct = problem.test + problem.validation + problem.train
     ld = whiten_regions(regions[:distinct], problem.eigenvalue_floor)
-    ld += ld[problem.test + problem.validation :] * (problem.copies - 1)
+    return regions, ld + ld[problem.test + problem.validation :] * (problem.copies - 1)
+
+
+def _one(problem: Problem, what: str, progress: Progress) -> dict[str, Any]:
+    regions, ld = prepare(problem, what, progress)
     truths = [simulated(problem, regions, ld, seed, tracks=False) for seed in problem.seeds]
     competing = contenders(_COMPETING)
     runs = train(

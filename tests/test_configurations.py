@@ -81,7 +81,7 @@ def test_log_odds_are_those_of_independent_traits_and_their_excess():
                 assert found[j, c] == pytest.approx(each.sum() + excess[mask.sum()])
 
 
-def simulated(shared, seed, slab=4e-4, blocks=120, m=30):
+def simulated(shared, seed, slab=4e-4, blocks=64, m=30):
     """Blocks of two traits; `shared`: whether the variants that act on one act on both. Returns them and who acts."""
     rng = np.random.default_rng(seed)
     size, noise = np.array([1e5, 1e5]), np.array([[1.0, 0.3], [0.3, 1.0]])
@@ -103,13 +103,13 @@ def simulated(shared, seed, slab=4e-4, blocks=120, m=30):
 
 def test_sharing_and_slabs_are_learned_and_calls_are_right():
     blocks, acts, start = simulated(True, 1)
-    model, rounds = learn(blocks, start, rounds=10)
-    assert 1 <= rounds <= 10
+    model, rounds = learn(blocks, start, rounds=6)
+    assert 1 <= rounds <= 6
     assert model.excess[2] > 2
     np.testing.assert_allclose(model.slab, 4e-4, rtol=0.5)
     both = np.concatenate([found.probability[:, 2] for _, _, found in locate(blocks, model)])
     called = both > 0.9
-    assert called.sum() > 15
+    assert called.sum() > 8
     assert acts[called].all(axis=1).mean() > 0.85
     one = np.concatenate([found.probability[:, :2].sum(axis=1) for _, _, found in locate(blocks, model)])
     assert one.sum() < both.sum()
@@ -117,7 +117,7 @@ def test_sharing_and_slabs_are_learned_and_calls_are_right():
 
 def test_independent_traits_are_not_called_shared():
     blocks, acts, start = simulated(False, 2)
-    model, _ = learn(blocks, start, rounds=10)
+    model, _ = learn(blocks, start, rounds=6)
     both = np.concatenate([found.probability[:, 2] for _, _, found in locate(blocks, model)])
     assert both.sum() < 0.15 * acts.any(axis=1).sum()
     expected = sum((block.direct / model.slab[None, :]).sum(axis=0) for block in blocks)
@@ -129,12 +129,12 @@ def test_independent_traits_are_not_called_shared():
 
 
 def test_a_trait_without_effects_keeps_its_slab_in_range():
-    blocks, _, start = simulated(True, 3, blocks=20)
+    blocks, _, start = simulated(True, 3, blocks=12)
     rng = np.random.default_rng(4)
     silent = [
         JointBlock(b.factor, np.column_stack([b.whitened[:, 0], rng.normal(size=len(b.whitened))]), b.direct, b.rows)
         for b in blocks
     ]
-    model, _ = learn(silent, start, rounds=8)
+    model, _ = learn(silent, start, rounds=4)
     assert model.slab[1] < 100 * start.slab[1]
     assert np.isfinite(model.excess).all()

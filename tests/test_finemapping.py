@@ -16,7 +16,7 @@ from deepwas.finemapping.effects import as_arrays, effect_classes, normal_slab, 
 from deepwas.finemapping.groups import LINKED, cut
 from deepwas.finemapping.pairs import at_most_two
 from deepwas.finemapping.sets import credible_set
-from deepwas.finemapping.trait import learn_slab
+from deepwas.finemapping.trait import _background, learn_slab
 from deepwas.finemapping.weak import weak_effects
 from deepwas.ld import LDBlock
 from deepwas.training.trait import TraitBlock
@@ -91,24 +91,26 @@ def test_at_most_two_effects_are_weighed_as_all_states_written_out(seed, where):
 
 def test_the_effects_of_a_pair_are_those_of_the_joint_normal():
     """With only one pair possible, E[u] and E[u^2] are conditional moments of a normal distribution."""
-    G, y, _ = two_traits(2, 3, np.array([[6.0, 1.0], [-3.0, 5.0]]))
-    odds = np.full((2, 3), -np.inf)
+    effects = np.zeros((6, 2))
+    effects[:2] = [[6.0, 1.0], [-3.0, 5.0]]
+    G, y, _ = two_traits(6, 3, effects)
+    odds = np.full((6, 3), -np.inf)
     odds[0, 0], odds[1, 2] = 40.0, 40.0
-    start = jnp.zeros((2, 2))
-    found = at_most_two(G, y, as_arrays(effect_classes(COVARIANCES, NOISE), float), odds, start, start, candidates=6)
+    start = jnp.zeros((6, 2))
+    found = at_most_two(G, y, as_arrays(effect_classes(COVARIANCES, NOISE), float), odds, start, start, candidates=18)
     assert float(found.numbers[2]) == pytest.approx(1.0)
     prior = np.zeros((4, 4))  # u as (variant, trait), variant slowest
     prior[:2, :2], prior[2:, 2:] = COVARIANCES[0], COVARIANCES[2]
     design = np.hstack([np.kron(G[:, [j]], np.eye(2)) for j in range(2)])  # rows: (direction, trait)
-    covariance = design @ prior @ design.T + np.kron(np.eye(2), NOISE)
+    covariance = design @ prior @ design.T + np.kron(np.eye(6), NOISE)
     gain = prior @ design.T @ np.linalg.inv(covariance)
     mean, spread = gain @ y.ravel(), prior - gain @ design @ prior
-    np.testing.assert_allclose(np.asarray(found.mean).ravel(), mean, rtol=1e-8)
-    np.testing.assert_allclose(np.asarray(found.square).ravel(), mean**2 + np.diag(spread), rtol=1e-8)
+    np.testing.assert_allclose(np.asarray(found.mean)[:2].ravel(), mean, rtol=1e-8)
+    np.testing.assert_allclose(np.asarray(found.square)[:2].ravel(), mean**2 + np.diag(spread), rtol=1e-8)
 
 
 def test_one_effect_is_the_sum_over_variants_and_classes():
-    G, y, odds = two_traits(5, 2, np.array([[0, 0], [3, 0], [0, 0], [0, 0], [0, 0.0]]))
+    G, y, odds = two_traits(6, 2, np.array([[0, 0], [3, 0], [0, 0], [0, 0], [0, 0], [0, 0.0]]))
     states = every_state(G, y, odds, 1)
     weight = np.exp(np.array(list(states.values())) - states[()])
     expected = np.zeros_like(odds)
@@ -141,7 +143,7 @@ def simulated():
     Rs = [correlation(genotypes(40, 400, rng, 0.9)) for _ in range(6)]
     for number in range(240):
         R = Rs[number % len(Rs)]
-        block = LDBlock.from_correlation(R, eigenvalue_floor=1e-3, dtype=np.float64)
+        block = LDBlock.from_correlation(R, eigenvalue_floor=1e-6, dtype=np.float64)
         pi = 0.03 * np.exp(rng.normal(scale=0.8, size=40) - 0.32)
         has = rng.random(40) < pi
         beta = np.where(has, rng.normal(size=40) * np.sqrt(slab), 0.0)
@@ -208,7 +210,8 @@ def test_other_sample_sizes_are_other_scales_only():
 def test_one_variant_is_the_textbook_formula():
     block = LDBlock.from_correlation(np.eye(1), dtype=np.float64)
     z, slab, pi = 3.0, 2e-4, 0.1
-    found = finemap(block, [z], [pi * slab], sample_size=N, slab=slab, noise=1.3)
+    alone = FineMapOptions(background=False)
+    found = finemap(block, [z], [pi * slab], sample_size=N, slab=slab, noise=1.3, options=alone)
     v = N * slab
     bayes = np.sqrt(1.3 / (1.3 + v)) * np.exp(0.5 * z**2 * (1 / 1.3 - 1 / (1.3 + v)))
     p = pi * bayes / (1 - pi + pi * bayes)
@@ -218,20 +221,74 @@ def test_one_variant_is_the_textbook_formula():
     assert found.variance[0] == pytest.approx(p * (slope**2 + slab * 1.3 / (1.3 + v)) - (p * slope) ** 2)
 
 
+def test_the_error_of_a_small_panel_raises_the_noise():
+    """With R^ from n people, the error that an effect adds to whitened z-scores has variance N beta^2 / n_R."""
+    rng = np.random.default_rng(3)
+    m, people, u = 20, 300, 12.0
+    X = genotypes(m, 4000, rng, 0.9)
+    R = correlation(X)
+    error = []
+    for _ in range(200):
+        block = LDBlock.from_correlation(correlation(X[rng.choice(4000, people)]), dtype=np.float64)
+        error.append(np.mean((block.whiten(u * R[:, 4]) - u * np.asarray(block.factor)[:, 4]) ** 2))
+    assert np.mean(error) == pytest.approx(u**2 / people, rel=0.15)
+    exact = LDBlock.from_correlation(R, dtype=np.float64)
+    z = u * R[:, 4] + factor(R).T @ rng.normal(size=m)
+    given = {"sample_size": N, "slab": 1e-3, "options": FineMapOptions(background=False)}
+    found = finemap(exact, z, np.full(m, 1e-5), panel=people, **given)
+    effects = N * np.sum(found.variance + found.mean**2)
+    assert found.panel_error == pytest.approx(effects / people, rel=0.02)
+    assert found.noise == pytest.approx(1 + found.panel_error, rel=0.02)
+    again = finemap(exact, z, np.full(m, 1e-5), noise=found.noise, **given)
+    np.testing.assert_allclose(found.inclusion, again.inclusion, atol=1e-3)
+    many = finemap(exact, z, np.full(m, 1e-5), panel=1e9, **given)
+    assert many.noise == pytest.approx(1, abs=1e-5)
+    with pytest.raises(InputError, match="panel is -5"):
+        finemap(exact, z, np.full(m, 1e-5), panel=-5, **given)
+
+
+def test_effects_that_cannot_be_located_are_found_as_background():
+    """Whitened z-scores with effects everywhere, of t times the prior's variance, and without."""
+    rng = np.random.default_rng(8)
+    m, t = 40, 1.0
+    R = correlation(genotypes(m, 400, rng, 0.9))
+    block = LDBlock.from_correlation(R, eigenvalue_floor=1e-3, dtype=np.float64)
+    f = np.full(m, 1e-4)
+    signal = N * np.asarray(block.factor) ** 2 @ f
+    shares = []
+    for _ in range(60):
+        rest = rng.normal(size=block.k) * np.sqrt(1.2 + t * signal)
+        shares.append(_background(rest, 1.2, signal, np.zeros((block.k, 0)), 0.0))
+    assert np.mean(shares) == pytest.approx(t, rel=0.2)
+    none = [_background(rng.normal(size=block.k), 1.0, signal, np.zeros((block.k, 0)), 0.0) for _ in range(60)]
+    assert np.mean(np.equal(none, 0)) > 0.7
+    assert np.mean(none) < 0.1
+    beta = rng.normal(size=m) * np.sqrt(f)
+    beta[4] = 0.1
+    z = np.sqrt(N) * R @ beta + factor(R).T @ rng.normal(size=m)
+    given = {"sample_size": N, "slab": 1e-2}
+    found = finemap(block, z, f, **given)
+    without = finemap(block, z, f, options=FineMapOptions(background=False), **given)
+    assert found.background > 0.3
+    assert without.background == 0
+    assert found.inclusion[4] > 0.9
+    assert found.effects < without.effects
+
+
 def test_a_prior_of_zero_excludes_a_variant():
     rng = np.random.default_rng(6)
-    R = ld(8, 0.95)
+    R = ld(20, 0.95)
     block = LDBlock.from_correlation(R, dtype=np.float64)
-    f = np.full(8, 1e-6)
+    f = np.full(20, 1e-6)
     f[3] = 0.0
-    found = finemap(block, 9 * R[:, 3] + factor(R).T @ rng.normal(size=8), f, sample_size=N, slab=1e-4)
+    found = finemap(block, 9 * R[:, 3] + factor(R).T @ rng.normal(size=20), f, sample_size=N, slab=1e-4)
     assert found.inclusion[3] == 0
     assert found.inclusion.sum() > 0.99
 
 
 def test_single_precision_gives_the_same(simulated, mapped, float32):
     blocks, f, _, slab = simulated
-    found = finemap_blocks(blocks[:16], f, options=FineMapOptions(slab=slab), batch=16)
+    found = finemap_blocks(blocks[:16], f, options=FineMapOptions(slab=slab))
     rows = slice(0, 640)
     np.testing.assert_allclose(found.inclusion[rows], mapped.inclusion[rows], atol=5e-3)
     assert jnp.result_type(float) == jnp.float32
@@ -260,7 +317,7 @@ def test_a_credible_set_is_the_smallest_that_covers():
 
 
 def test_effects_of_a_block_batch_need_no_signal():
-    task = Task(np.eye(4), np.zeros((4, 1)), np.full((4, 1), -5.0))
+    task = Task(np.eye(20), np.zeros((20, 1)), np.full((20, 1), -7.0))
     (found,) = locate_effects([task], normal_slab(50.0, 1.0))
     assert not found.sets
     assert found.expected < 0.01

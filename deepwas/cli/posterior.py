@@ -1,4 +1,4 @@
-"""`deepwas posterior`: posterior effects, a polygenic score and local heritability."""
+"""`deepwas posterior`: posterior effects, a polygenic score, local heritability, and fine-mapping."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from deepwas.cli._outputs import say_if_nothing_to_resume
 from deepwas.errors import InputError
 
 if TYPE_CHECKING:
+    from deepwas.finemapping.options import FineMapOptions
     from deepwas.posterior import Posterior
 
 
@@ -64,6 +65,25 @@ def posterior(
         str, typer.Option(help="For effects per allele: gwas (where it gives them, else the panel's), or panel.")
     ] = "gwas",
     name: Annotated[str, typer.Option(help="Name of the polygenic score.")] = "deepwas",
+    finemap: Annotated[
+        bool, typer.Option("--finemap", help="Find out which variants have effects: inclusion probabilities and sets.")
+    ] = False,
+    slab: Annotated[
+        float | None,
+        typer.Option(
+            help="With --finemap: variance of an effect that is there. By default learned.", show_default=False
+        ),
+    ] = None,
+    max_effects: Annotated[
+        int | None, typer.Option(help="With --finemap: effects of a block at most. [default: 10]", show_default=False)
+    ] = None,
+    coverage: Annotated[
+        float | None, typer.Option(help="With --finemap: of credible sets. [default: 0.95]", show_default=False)
+    ] = None,
+    purity: Annotated[
+        float | None,
+        typer.Option(help="With --finemap: least |r| in sets not marked impure. [default: 0.5]", show_default=False),
+    ] = None,
 ) -> None:
     """Posterior effects of variants under a learned prior, given the z-scores.
 
@@ -73,7 +93,11 @@ def posterior(
     Catalog scoring file), local_heritability.tsv and .png (genetic variance
     of each LD block, and the expected R2 of the score), posterior.json.
 
-    Example: deepwas posterior run --ld ld.h5 --out posterior
+    With --finemap also finemap.tsv.gz (inclusion probability and effect of
+    every variant), credible_sets.tsv, credible_set_variants.tsv,
+    finemap_blocks.tsv (number of effects, fit of the LD) and finemap.png.
+
+    Example: deepwas posterior run --ld ld.h5 --out posterior --finemap
     """
     from deepwas.files import require_file
     from deepwas.posterior.options import Frequencies, MissingPrior, PosteriorOptions, Solver
@@ -95,6 +119,9 @@ def posterior(
             missing_prior=cast(MissingPrior, missing_prior),
             frequencies=cast(Frequencies, frequencies),
         )
+    mapping = _finemap_options(
+        finemap, {"slab": slab, "max_effects": max_effects, "coverage": coverage, "purity": purity}
+    )
     require_file(ld, "an LD store")
     given: Any = run
     if priors is not None:
@@ -122,10 +149,66 @@ def posterior(
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         found = estimate_posterior(
-            given, store, sumstats, options=options, out=out, name=name, resume=resume, progress=progress
+            given,
+            store,
+            sumstats,
+            options=options,
+            finemap=mapping,
+            out=out,
+            name=name,
+            resume=resume,
+            progress=progress,
         )
     say_counts(found.record["counts"])
     _show(found, out)
+    if finemap:
+        _show_finemap(found.record["finemap"])
+
+
+def _finemap_options(wanted: bool, given: dict[str, Any]) -> FineMapOptions | None:
+    """The options of fine-mapping; InputError for one without --finemap."""
+    from deepwas.finemapping.options import FineMapOptions
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if not wanted:
+        if chosen:
+            flag = "--" + next(iter(chosen)).replace("_", "-")
+            raise InputError(f"{flag} is for fine-mapping. Give --finemap too, or leave it out.")
+        return None
+    with naming_flags(FineMapOptions):
+        return FineMapOptions(**chosen)
+
+
+def _show_finemap(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    count, sets = found["variants"], found["sets"]
+    table = Table(title="Fine-mapping", title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("variants of inclusion probability > 0.5", f"{count['0.5']:,}")
+    table.add_row("  > 0.95", f"{count['0.95']:,}")
+    table.add_row(f"{found['options']['coverage']:.0%} credible sets", f"{sets:,}")
+    if sets:
+        table.add_row("  median size", f"{found['median_size']:g}")
+        table.add_row("  of one variant", f"{found['sets_of_one']:,}")
+        table.add_row(f"  impure (|r| < {found['options']['purity']:g})", f"{found['sets_impure']:,}")
+        table.add_row("  in LD blocks flagged for mismatch", f"{found['sets_flagged']:,}")
+    table.add_row("effects", f"{found['effects']:.4g} ± {found['effects_sd']:.2g}")
+    table.add_row("  expected by the prior", f"{found['effects_prior']:.4g}")
+    how = f"learned in {found['slab_rounds']} rounds" if found["slab_rounds"] else "given"
+    table.add_row(f"variance of an effect that is there ({how})", f"{found['slab']:.3g}")
+    table.add_row("mean prior probability of an effect", f"{found['prior_inclusion']:.3g}")
+    show(table)
+    if found["capped"]:
+        say(f"prior probability of an effect cut to 1/2 for {found['capped']:,} variant(s)")
+    if found["not_converged"]:
+        say(f"warning: {found['not_converged']:,} LD block(s) did not come to rest (CONVERGED in finemap_blocks.tsv)")
+    fit = found["mismatch"]
+    for warning in fit["warnings"]:
+        say(f"warning: {warning}")
+    if fit["flagged"]:
+        say(f"{fit['flagged']:,} of {fit['blocks']:,} LD blocks are flagged for LD mismatch (column FLAG).")
 
 
 def _show(found: Posterior, out: Path) -> None:

@@ -22,7 +22,7 @@ from deepwas.finemapping.weak import weak_effects
 __all__ = ["BlockEffects", "Task", "locate_effects"]
 
 _FULL = 0.5
-_WIDTH = 64  # groups are padded to multiples of it, so that few shapes are compiled
+_WIDTH = 64  # groups are padded to it and its doubles, so that few shapes are compiled
 _ROUNDS = 8
 _SETTLED = 1e-3  # change of a group's expected number of effects
 
@@ -98,7 +98,7 @@ def locate_effects(
         G[row, :kb, :mb], y[row, :kb], odds[row, :mb] = task.factor, task.whitened, task.log_odds
     on_device = as_arrays(classes, dtype)
     found = _slots(jnp.asarray(G), jnp.asarray(y), on_device, jnp.asarray(odds), slots)
-    found = jax.tree.map(np.asarray, found)
+    found = jax.device_get(found)
     return [
         _one_block(task, G[row], y[row], odds[row], on_device, Slots(*(x[row] for x in found)), candidates, coverage)
         for row, task in enumerate(tasks)
@@ -120,7 +120,7 @@ class _Part:
         self, variants: NDArray[np.int64], G: NDArray[Any], odds: NDArray[Any], starts: NDArray[Any], weak: bool
     ):
         self.variants, self.weak = variants, weak
-        n, width = len(variants), -(-len(variants) // _WIDTH) * _WIDTH
+        n, width = len(variants), min(G.shape[1], _WIDTH * 2 ** max(0, (len(variants) - 1) // _WIDTH).bit_length())
         self.factor = np.zeros((len(G), width), G.dtype)
         self.factor[:, :n] = G[:, variants]
         self.odds = np.full((width, odds.shape[1]), -np.inf, odds.dtype)
@@ -133,10 +133,9 @@ class _Part:
     def update(self, residual: NDArray[Any], classes: EffectClasses, candidates: int) -> float:
         """Weigh the group; returns the change of its expected number of effects."""
         q = min(candidates, self.odds.size)
-        found = at_most_two(self.factor, residual, classes, self.odds, *self.starts, candidates=q)
+        found = jax.device_get(at_most_two(self.factor, residual, classes, self.odds, *self.starts, candidates=q))
         if self.weak and found.numbers[0] > 1 - _FULL:
-            found = weak_effects(self.factor, residual, classes, self.odds)
-        found = Group(*(np.asarray(x) for x in found))
+            found = jax.device_get(weak_effects(self.factor, residual, classes, self.odds))
         before = 0.0 if self.found is None else float(self.found.probability.sum())
         change = abs(float(found.probability.sum()) - before)
         self.found, self.fitted = found, self.factor @ found.fitted

@@ -20,6 +20,8 @@ class FineMapOptions:
     max_effects: of a block.  coverage: of credible sets.
     purity: credible sets with two members of |r| below it are marked as impure: they say little of where.
     candidates: variants of a group of effects whose pairs are weighed exactly.
+    background: allow for effects that cannot be located one by one, where z-scores show them: strong ones are located
+        with less confidence among many others.
     """
 
     slab: float | None = None
@@ -27,6 +29,7 @@ class FineMapOptions:
     coverage: float = 0.95
     purity: float = 0.5
     candidates: int = 64
+    background: bool = True
 
     def __post_init__(self) -> None:
         if self.slab is not None and not 0 < self.slab < math.inf:

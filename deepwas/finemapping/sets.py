@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CredibleSet", "credible_set"]
+__all__ = ["CredibleSet", "credible_set", "purity"]
 
 _MOST = 500  # members whose LD is looked at
 
@@ -46,7 +46,12 @@ def credible_set(G: NDArray[np.floating], where: NDArray[np.floating], coverage:
     if not cumulated[-1] >= coverage:
         return None
     chosen = order[: int(np.searchsorted(cumulated, coverage)) + 1]
-    some = np.asarray(G[:, chosen[:_MOST]], np.float64)
+    return CredibleSet(chosen, where[chosen].astype(np.float64), float(cumulated[-1]), purity(G, chosen))
+
+
+def purity(G: NDArray[np.floating], variants: NDArray[np.integer]) -> float:
+    """Least |r| between two of the variants (of the first 500).  G: (k, m)."""
+    some = np.asarray(G[:, variants[:_MOST]], np.float64)
     length = np.sqrt(np.einsum("ij,ij->j", some, some))
     r = np.abs(some.T @ some) / np.outer(length, length)
-    return CredibleSet(chosen, where[chosen].astype(np.float64), float(cumulated[-1]), float(min(r.min(), 1.0)))
+    return float(min(r.min(), 1.0))

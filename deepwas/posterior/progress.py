@@ -12,9 +12,9 @@ import numpy as np
 from deepwas.errors import InputError
 from deepwas.files import reopen_hdf5
 
-__all__ = ["COLUMNS", "PARTIAL", "Computed", "require_folder"]
+__all__ = ["COLUMNS", "FINEMAP_PARTIAL", "PARTIAL", "Computed", "require_folder"]
 
-PARTIAL = "posterior.partial.h5"
+PARTIAL, FINEMAP_PARTIAL = "posterior.partial.h5", "finemap.partial.h5"
 COLUMNS = ("prior", "mean", "sd", "standard_error", "score", "expected_score", "exact", "residual")
 _VARIANTS = ("mean", "variance", "error")
 _SECONDS = 20.0
@@ -34,17 +34,29 @@ def require_folder(folder: Path, resume: bool) -> bool:
 
 
 class Computed:
-    """Posterior by row of the LD store, and by block.
+    """What is known so far by row of the LD store, and by block.
 
-    mean, variance, error: (M,), NaN where no block has scored.  blocks: (blocks, COLUMNS).  done: (blocks,) bool.
+    values: (M,) each, NaN where no block has scored.  blocks: (blocks, columns).  notes: (blocks,), text.
+    done: (blocks,) bool.  known: numbers that hold for all blocks, see `know`.
     path: file that `flush` writes, made if needed; None keeps all in memory.  identity: of inputs and options: what
-    another posterior has left there is not used.
+    others have left there is not used.
     """
 
-    def __init__(self, n_variants: int, n_blocks: int, path: Path | None, identity: str) -> None:
-        self.mean, self.variance, self.error = (np.full(n_variants, np.nan) for _ in _VARIANTS)
-        self.blocks = np.full((n_blocks, len(COLUMNS)), np.nan)
+    def __init__(
+        self,
+        n_variants: int,
+        n_blocks: int,
+        path: Path | None,
+        identity: str,
+        *,
+        names: Sequence[str] = _VARIANTS,
+        columns: Sequence[str] = COLUMNS,
+    ) -> None:
+        self.values = {name: np.full(n_variants, np.nan) for name in names}
+        self.blocks = np.full((n_blocks, len(columns)), np.nan)
+        self.notes = [""] * n_blocks
         self.done = np.zeros(n_blocks, dtype=bool)
+        self.known: dict[str, float] = {}
         self._waiting: list[tuple[int, slice]] = []
         self._file: Any = None
         self._last = time.monotonic()
@@ -56,19 +68,32 @@ class Computed:
         self._file = reopen_hdf5(path, identity, busy)
         if self._file is None:
             self._file = h5py.File(path, "w")
-            for name in (*_VARIANTS, "blocks", "done"):
-                self._file[name] = getattr(self, name)
+            for name in names:
+                self._file[f"values/{name}"] = self.values[name]
+            self._file["blocks"], self._file["done"] = self.blocks, self.done
+            self._file.create_dataset("notes", (n_blocks,), dtype=h5py.string_dtype())
+            self._file.create_group("known")
             self._file.attrs["identity"] = identity
             self._file.flush()
         else:
-            for name in (*_VARIANTS, "blocks", "done"):
-                setattr(self, name, self._file[name][:])
+            self.values = {name: self._file[f"values/{name}"][:] for name in names}
+            self.blocks, self.done = self._file["blocks"][:], self._file["done"][:]
+            self.notes = list(self._file["notes"].asstr()[:])
+            self.known = {name: float(value) for name, value in self._file["known"].attrs.items()}
 
-    def put(self, i: int, rows: slice, values: Sequence[Any], block: Sequence[float]) -> None:
-        """Block i's mean, variance and error at `rows`, and its own figures; to disk every 20 seconds."""
-        for name, found in zip(_VARIANTS, values, strict=True):
-            getattr(self, name)[rows] = found
-        self.blocks[i] = block
+    def know(self, **numbers: float) -> None:
+        """Keep numbers, on disk at once."""
+        self.known |= numbers
+        if self._file is not None:
+            for name, value in numbers.items():
+                self._file["known"].attrs[name] = value
+            self._file.flush()
+
+    def put(self, i: int, rows: slice, values: Sequence[Any], block: Sequence[float], note: str = "") -> None:
+        """Block i's values at `rows`, and its own figures and note; to disk every 20 seconds."""
+        for name, found in zip(self.values, values, strict=True):
+            self.values[name][rows] = found
+        self.blocks[i], self.notes[i] = block, note
         self.done[i] = True
         self._waiting.append((i, rows))
         if time.monotonic() - self._last > _SECONDS:
@@ -79,9 +104,9 @@ class Computed:
         if self._file is None:
             return
         for i, rows in self._waiting:
-            for name in _VARIANTS:
-                self._file[name][rows] = getattr(self, name)[rows]
-            self._file["blocks"][i] = self.blocks[i]
+            for name, values in self.values.items():
+                self._file[f"values/{name}"][rows] = values[rows]
+            self._file["blocks"][i], self._file["notes"][i] = self.blocks[i], self.notes[i]
         self._file.flush()
         for i, _ in self._waiting:
             self._file["done"][i] = True

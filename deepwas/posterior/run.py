@@ -18,10 +18,11 @@ import polars as pl
 from deepwas import __version__
 from deepwas.errors import InputError
 from deepwas.files import read_json, write_json, write_text
+from deepwas.finemapping.options import FineMapOptions
 from deepwas.ld import LDStore, open_ld
 from deepwas.posterior.effects import Way, posterior_of_factor
 from deepwas.posterior.options import PosteriorOptions
-from deepwas.posterior.progress import PARTIAL, Computed, require_folder
+from deepwas.posterior.progress import FINEMAP_PARTIAL, PARTIAL, Computed, require_folder
 from deepwas.posterior.score_file import check_name, write_score_file
 from deepwas.posterior.source import Source, source_of
 from deepwas.posterior.tables import block_table, rounded, totals_of, variant_table, write_large
@@ -31,6 +32,7 @@ from deepwas.training.trait import TraitBlock, TraitBlocks, open_trait
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from deepwas.posterior.finemap import FineMap
     from deepwas.runs import Fit
     from deepwas.sumstats import HarmonisedSumstats, SumStats
 
@@ -41,6 +43,8 @@ PathLike = str | os.PathLike[str]
 
 RECORD, TABLE, BLOCKS, SCORE = "posterior.json", "posterior.tsv.gz", "local_heritability.tsv", "score.txt.gz"
 PICTURE = "local_heritability.png"
+FINEMAP, SETS, MEMBERS = "finemap.tsv.gz", "credible_sets.tsv", "credible_set_variants.tsv"
+FINEMAP_BLOCKS, FINEMAP_PICTURE = "finemap_blocks.tsv", "finemap.png"
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,11 +54,13 @@ class Posterior:
     record: prior, inputs, options, totals and counts, ready for JSON.
     table: one row per variant, see data_specs/posterior.schema.json.  blocks: one row per LD block with z-scores, see
     data_specs/local_heritability.schema.json.
+    finemap: which variants have effects, if asked for; see `FineMap`.
     """
 
     record: dict[str, Any]
     table: pl.DataFrame
     blocks: pl.DataFrame
+    finemap: FineMap | None = None
 
     def __repr__(self) -> str:
         total = self.record["totals"]
@@ -66,7 +72,11 @@ class Posterior:
         return write_score_file(path, self.table, build=build, name=name, trait=trait)
 
     def write(self, folder: PathLike, *, name: str = "deepwas") -> None:
-        """Write posterior.tsv.gz, local_heritability.tsv and .png, score.txt.gz and, last, posterior.json."""
+        """Write posterior.tsv.gz, local_heritability.tsv and .png, score.txt.gz and, last, posterior.json.
+
+        With fine-mapping also finemap.tsv.gz, credible_sets.tsv, credible_set_variants.tsv, finemap_blocks.tsv and
+        finemap.png.
+        """
         from deepwas.posterior.picture import plot_local_heritability
 
         target = Path(folder)
@@ -78,7 +88,24 @@ class Posterior:
         if self.table["POST_BETA"].fill_null(0).ne(0).any():
             self.write_score(target / SCORE, name=name)
         plot_local_heritability(self, target / PICTURE)
+        if self.finemap is not None:
+            _write_finemap(self.finemap, target)
         write_json(target / RECORD, self.record)
+
+
+def _write_finemap(found: FineMap, target: Path) -> None:
+    from deepwas.posterior.finemap_picture import plot_finemap
+
+    validate_table(found.variants, "finemap", str(target / FINEMAP))
+    write_large(target / FINEMAP, found.variants)
+    for frame, name, spec in (
+        (found.sets, SETS, "credible_sets"),
+        (found.members, MEMBERS, "credible_set_variants"),
+        (found.blocks, FINEMAP_BLOCKS, "finemap_blocks"),
+    ):
+        validate_table(frame, spec, str(target / name))
+        write_text(target / name, rounded(frame).write_csv(separator="\t", null_value="NA"))
+    plot_finemap(found, target / FINEMAP_PICTURE)
 
 
 def estimate_posterior(
@@ -87,6 +114,7 @@ def estimate_posterior(
     sumstats: HarmonisedSumstats | SumStats | PathLike | None = None,
     *,
     options: PosteriorOptions | None = None,
+    finemap: FineMapOptions | None = None,
     out: PathLike | None = None,
     name: str = "deepwas",
     resume: bool = False,
@@ -103,6 +131,8 @@ def estimate_posterior(
     ld: the LD store the run was made with; of a table, any.
     sumstats: with a table the z-scores, as `fit` takes them; with a run nothing, or the same z-scores again, for the
         GWAS's allele frequencies.
+    finemap: find out as well which variants have effects of their own, under a spike and a slab whose variance is the
+        same f (see `deepwas.finemapping`).
     out: folder to write (see `Posterior.write`); what is computed is kept there every 20 seconds.
     name: of the polygenic score in `out`.
     resume: go on with an interrupted posterior in `out`, of the same inputs and options.
@@ -116,7 +146,7 @@ def estimate_posterior(
     say = progress or (lambda *_: None)
     store = ld if isinstance(ld, LDStore) else open_ld(ld)
     source = source_of(prior, store, sumstats, options)
-    record = _first_record(store, source, options)
+    record = _first_record(store, source, options, finemap)
     folder = None if out is None else _claimed(Path(out), record, resume)
     with ExitStack() as stack:
         cache = Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-"))) / "whitened.h5"
@@ -128,22 +158,44 @@ def estimate_posterior(
         if folder is not None:
             folder.mkdir(exist_ok=True)
             write_json(folder / RECORD, record)
-        computed = Computed(
-            store.n_variants, len(blocks), None if folder is None else folder / PARTIAL, record["identity"]
-        )
-        with closing(computed):
+        partial = None if folder is None else folder / PARTIAL
+        with closing(Computed(store.n_variants, len(blocks), partial, record["identity"])) as computed:
             _compute(store, source, blocks, options, computed, say)
         table, tally = variant_table(store, source, blocks, computed, options)
         by_block = block_table(store, source, blocks, computed, table)
-        totals = totals_of(table, by_block)
-        found = Posterior(record | {"status": "complete", "totals": totals, "counts": tally.as_list()}, table, by_block)
+        done = record | {"status": "complete", "totals": totals_of(table, by_block), "counts": tally.as_list()}
+        mapped = None
+        if finemap is not None:
+            mapped = _finemap(store, source, blocks, finemap, folder, record["identity"], say)
+            done["finemap"] = mapped.record
+    found = Posterior(done, table, by_block, mapped)
     if folder is not None:
         found.write(folder, name=name)
-        (folder / PARTIAL).unlink(missing_ok=True)
+        for name_of_partial in (PARTIAL, FINEMAP_PARTIAL):
+            (folder / name_of_partial).unlink(missing_ok=True)
     return found
 
 
-def _first_record(store: LDStore, source: Source, options: PosteriorOptions) -> dict[str, Any]:
+def _finemap(
+    store: LDStore,
+    source: Source,
+    blocks: TraitBlocks,
+    options: FineMapOptions,
+    folder: Path | None,
+    identity: str,
+    say: Progress,
+) -> FineMap:
+    from deepwas.posterior.finemap import COLUMNS, VALUES, finemap_source
+
+    partial = None if folder is None else folder / FINEMAP_PARTIAL
+    computed = Computed(store.n_variants, len(blocks), partial, identity, names=VALUES, columns=COLUMNS)
+    with closing(computed):
+        return finemap_source(store, source, blocks, options, computed, say)
+
+
+def _first_record(
+    store: LDStore, source: Source, options: PosteriorOptions, finemap: FineMapOptions | None
+) -> dict[str, Any]:
     given = {
         "format": "deepwas-posterior",
         "format_version": 1,
@@ -153,6 +205,8 @@ def _first_record(store: LDStore, source: Source, options: PosteriorOptions) -> 
         "genome_build": store.genome_build,
         "options": options.as_dict(),
     }
+    if finemap is not None:
+        given["finemap"] = {"options": finemap.as_dict()}
     digest = hashlib.sha256(json.dumps(given).encode())
     arrays = [source.frame[c].to_numpy() for c in ("VARIANT", "Z", "N")]
     for array in (*arrays, source.f, np.array(sorted(source.noise.items()))):

@@ -20,6 +20,7 @@ from deepwas.posterior.options import PosteriorOptions
 from deepwas.runs import Fit, load_fit
 from deepwas.tables import numeric_column, read_delimited
 from deepwas.tally import Tally
+from deepwas.training.mismatch import BLOCKS_FILE
 from deepwas.training.trait import blocks_with_scores
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Source:
     frame: VARIANT Z N, as `open_trait` takes it.  f: (M,) effect variance, 0 outside the blocks used.
     noise: sigma2 of each block used.  frequency: (M,) of A1 in the GWAS, NaN where it gives none.
     trait: what the trait is called.  record: of prior and z-scores, ready for JSON.  tally: what became of variants.
+    mismatch: how the z-scores fit the LD, by block, as the run found it (see data_specs/mismatch.schema.json), or None.
+    constant: effect variance and noise of the constant prior that a mismatch is judged by.
     """
 
     frame: pl.DataFrame
@@ -48,6 +51,13 @@ class Source:
     trait: str
     record: dict[str, Any]
     tally: Tally
+    mismatch: pl.DataFrame | None
+    constant: tuple[float, float]
+
+    def scores(self, rows: NDArray[Any]) -> pl.DataFrame:
+        """Z and N of rows of the store, null where there is none."""
+        own = self.frame.select(pl.col("VARIANT").cast(pl.Int64).alias("ROW"), "Z", "N")
+        return pl.DataFrame({"ROW": rows}).join(own, on="ROW", how="left", maintain_order="left")
 
 
 def source_of(prior: Any, store: LDStore, sumstats: Any, options: PosteriorOptions) -> Source:
@@ -95,7 +105,24 @@ def _of_run(fit: Fit, store: LDStore, sumstats: Any, options: PosteriorOptions) 
         },
         "sumstats": {key: given[key] for key in ("file", "sha256", "build")},
     }
-    return Source(found.frame, found.f, noise, frequency, given["file"], record, tally)
+    judged = fit.record["mismatch"]
+    constant = (float(judged["effect_variance"]), float(judged["noise"]))
+    return Source(found.frame, found.f, noise, frequency, given["file"], record, tally, _mismatch(fit), constant)
+
+
+def _mismatch(fit: Fit) -> pl.DataFrame | None:
+    """The table of the run's folder, if it has one."""
+    path = None if fit.folder is None else fit.folder / BLOCKS_FILE
+    if path is None or not path.is_file():
+        return None
+    frame = read_delimited(path, what="a run's table of mismatch")
+    if not {"BLOCK", "FLAG", "NOISE"} <= set(frame.columns):
+        raise InputError(f"{path}: columns BLOCK, FLAG and NOISE are needed; found {' '.join(frame.columns[:12])}.")
+    return frame.select(
+        numeric_column(frame, "BLOCK", str(path), integer=True).alias("BLOCK"),
+        pl.col("FLAG").cast(pl.String),
+        numeric_column(frame, "NOISE", str(path)).alias("NOISE"),
+    )
 
 
 def _of_table(prior: Any, store: LDStore, trait: HarmonisedSumstats, options: PosteriorOptions) -> Source:
@@ -114,7 +141,13 @@ def _of_table(prior: Any, store: LDStore, trait: HarmonisedSumstats, options: Po
     }
     frame = trait.frame.select("VARIANT", "Z", "N")
     noise = dict.fromkeys(numbers, level)
-    return Source(frame, f, noise, _frequency(trait, store), trait.source, record, tally)
+    constant = (float(f[np.concatenate([_scored(store, number) for number in numbers])].mean()), level)
+    return Source(frame, f, noise, _frequency(trait, store), trait.source, record, tally, None, constant)
+
+
+def _scored(store: LDStore, number: int) -> NDArray[np.int64]:
+    rows = store.scored_slice(number)
+    return np.arange(rows.start, rows.stop)
 
 
 def _frequency(trait: HarmonisedSumstats, store: LDStore) -> NDArray[np.float64]:

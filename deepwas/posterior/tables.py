@@ -21,7 +21,7 @@ from deepwas.specs import load_spec
 from deepwas.tally import Tally
 from deepwas.training.trait import TraitBlocks
 
-__all__ = ["block_table", "rounded", "totals_of", "variant_table", "write_large"]
+__all__ = ["block_table", "names_of", "rounded", "totals_of", "variant_table", "write_large"]
 
 _ROWS = 200_000  # of a table written at a time
 
@@ -36,14 +36,9 @@ def variant_table(
         tally.add(STEP, row.action, row.reason, row.count, row.first)
     numbers = [block.number for block in blocks]
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.scored_slice, numbers)])
-    mean, variance = computed.mean[rows], computed.variance[rows]
+    mean, variance, error = (computed.values[name][rows] for name in ("mean", "variance", "error"))
     sd = np.sqrt(variance)
-    scores = pl.DataFrame({"ROW": rows}).join(
-        source.frame.select(pl.col("VARIANT").cast(pl.Int64).alias("ROW"), "Z", "N"),
-        on="ROW",
-        how="left",
-        maintain_order="left",
-    )
+    scores = source.scores(rows)
     q, whose = _frequencies(store, source, rows, options.frequencies == "gwas")
     usable = (q > 0) & (q < 1)
     scale = np.full(len(q), np.nan)
@@ -66,10 +61,10 @@ def variant_table(
             pl.Series("POST_BETA_SD", sd * scale),
             pl.Series("FREQ", np.where(usable, q, np.nan)),
             pl.when(pl.Series(usable)).then(pl.Series(whose)).alias("FREQ_FROM"),
-            pl.Series("VARIANCE_SE", computed.error[rows]),
+            pl.Series("VARIANCE_SE", error),
         )
         .with_columns(pl.col(pl.Float64).fill_nan(None))
-        .select(_names("posterior"))
+        .select(names_of("posterior"))
     )
     return table, tally
 
@@ -84,7 +79,8 @@ def _frequencies(
     return np.where(own, gwas, panel), np.where(own, "gwas", "panel")
 
 
-def _names(spec: str) -> list[str]:
+def names_of(spec: str) -> list[str]:
+    """The columns of a specification."""
     return [field["name"] for field in load_spec(spec)["fields"]]
 
 
@@ -119,7 +115,7 @@ def block_table(
             pl.Series("RESIDUAL", figures["residual"]),
         )
         .with_columns(pl.col(pl.Float64).fill_nan(None))
-        .select(_names("local_heritability"))
+        .select(names_of("local_heritability"))
     )
 
 
