@@ -160,6 +160,7 @@ class Direction:
         validate_json(self.record, "direction", str(target / RECORD))
         validate_table(self.columns, "direction_columns", str(target / COLUMNS))
         validate_table(self.blocks, "direction_blocks", str(target / BLOCKS))
+        (target / RECORD).unlink(missing_ok=True)  # a folder with a record is complete
         for frame, name in ((self.columns, COLUMNS), (self.blocks, BLOCKS)):
             rounded = frame.with_columns(pl.col(pl.Float64).round_sig_figs(6))
             write_text(target / name, rounded.write_csv(separator="\t", null_value="NA"))

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -41,9 +42,20 @@ def require_parent(path: str | os.PathLike[str]) -> Path:
 
 
 def refuse_overwrite(target: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """InputError if the output `target` is one of the input files, which its writing would destroy."""
-    if target.exists() and any(Path(given).exists() and target.samefile(given) for given in inputs):
+    """InputError if the output `target` is one of the input files, which its writing would destroy.
+
+    An input with @ in its name stands for all files that have something in its place.
+    """
+    if target.exists() and any(_is_given(target, Path(given)) for given in inputs):
         raise InputError(f"{target}: the output is one of the input files and would overwrite it. Choose another name.")
+
+
+def _is_given(target: Path, given: Path) -> bool:
+    if given.exists():
+        return target.samefile(given)
+    if "@" not in given.name or not given.parent.is_dir() or not target.parent.samefile(given.parent):
+        return False
+    return re.fullmatch(".+".join(map(re.escape, given.name.split("@"))), target.name) is not None
 
 
 @contextmanager

@@ -93,6 +93,7 @@ def fit_rotations(
     qc: QCOptions | None = None,
     tensorboard: bool = False,
     progress: Progress | None = None,
+    counted: Counted | None = None,
 ) -> None:
     """Train some rotations of a fit, so that several processes or machines can share its work.
 
@@ -104,6 +105,8 @@ def fit_rotations(
     """
     with ExitStack() as stack:
         given = read_inputs(stack, ld, sumstats, annotations, tracks, sequence, options, qc)
+        if counted is not None:
+            counted(list(given.record["counts"]))
         _run(given, out, True, tuple(rotations), tensorboard, progress)
 
 

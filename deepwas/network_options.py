@@ -160,10 +160,13 @@ def required_inputs(options: NetworkOptions, sizes: InputSizes) -> tuple[str, ..
     return tuple(read)
 
 
-def require_monotone_names(options: NetworkOptions, names: Sequence[str]) -> None:
-    """InputError if option `monotone` names what is no annotation; a column NAME:missing goes with NAME."""
+def require_monotone_names(options: NetworkOptions, names: Sequence[str], *, with_missing: bool = True) -> None:
+    """InputError if option `monotone` names what is no annotation.
+
+    with_missing: let NAME:missing pass where NAME is there, since that column is made only where values are missing.
+    """
     for text in options.monotone:
         name = text.rpartition(":")[0]
-        if name not in names and name.removesuffix(":missing") not in names:
+        if name not in names and not (with_missing and name.removesuffix(":missing") in names):
             close = difflib.get_close_matches(name, names, n=3) or list(names[:5])
             raise InputError(f"monotone names {name!r}, which is no annotation. Did you mean {', '.join(close)}?")

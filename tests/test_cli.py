@@ -473,6 +473,21 @@ def test_what_is_there_is_replaced_when_asked_only(refused, made, tmp_path):
         assert again.checksum == store.checksum
 
 
+def test_no_input_is_replaced_even_when_asked(refused, made, tmp_path):
+    """An @ stands for chromosomes; --write-config names the files of a fit beside the one it writes."""
+    table = shutil.copy(made.table, tmp_path / "ann22.parquet")
+    store = shutil.copy(made.store, tmp_path / "ld.h5")
+    before = table.read_bytes()
+    given = ("annotate", "--ld", store, "--table", tmp_path / "ann@.parquet", "--overwrite", "--out")
+    refused(*given, table, says=("ann22.parquet: the output is one of the input files",))
+    config = shutil.copy(made.store, tmp_path / "ld.toml")
+    refused("fit", "--ld", config, "--write-config", config, "--overwrite", says=("one of the input files",))
+    refused("fit", "--ld", store, "--write-config", store, "--overwrite", says=("ends in .toml",))
+    assert table.read_bytes() == before
+    with deepwas.open_ld(store), deepwas.open_ld(config):
+        pass
+
+
 def test_priors_that_lose_are_said_to(made, tmp_path):
     copy = shutil.copytree(made.run, tmp_path / "run")
     record = json.loads((copy / "run.json").read_text())

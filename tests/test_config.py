@@ -134,6 +134,10 @@ def test_flags_are_named_only_where_a_message_speaks_of_the_option():
 
     assert said("attributions is -1; at least 0", attributions="--shap") == "--shap is -1; at least 0"
     assert said("repeats=0: give a seed, within reason") == "--repeats 0: give a seed, within reason"
+    with pytest.raises(InputError, match=r"^column learning_rate is missing"), naming_flags(FitOptions, at_start=True):
+        raise InputError("column learning_rate is missing")  # of the data, though a field is called so
+    with pytest.raises(InputError, match=r"^--test-chromosomes has"), naming_flags(FitOptions, at_start=True):
+        raise InputError("test_chromosomes has '23'")
     for other in ("/a/seed is missing.tsv: no such file", "rounds of the seed", "groups_of.tsv: column groups is NA"):
         assert said(other) == other
 

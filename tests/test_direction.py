@@ -543,6 +543,9 @@ def test_the_command(store, planted, tmp_path, capsys):
     assert "holds no direction test to replace" in capsys.readouterr().err
     assert main_exit([*base, "--out", str(tmp_path / "out"), "--permutations", "99", "--overwrite"]) == 0
     assert json.loads((tmp_path / "out" / "direction.json").read_text()) == first
+    (tmp_path / "out" / "direction.json").unlink()  # as if interrupted while writing
+    assert main_exit([*base, "--out", str(tmp_path / "out"), "--permutations", "99", "--overwrite"]) == 0
+    assert json.loads((tmp_path / "out" / "direction.json").read_text()) == first
     given = ["--out", str(tmp_path / "given"), "--permutations", "99", "--control-maf"]
     assert main_exit([*base, *given]) == 0
     assert "tell direction beyond that of minor alleles: p = 0.01" in capsys.readouterr().err

@@ -57,6 +57,8 @@ def test_a_monotone_mlp_fits_what_is_neither_convex_nor_concave():
 def test_names_of_signs_are_checked():
     with pytest.raises(InputError, match=r"'conserve', which is no annotation\. Did you mean conserved"):
         made("linear", monotone=("conserve:+",))
+    with pytest.raises(InputError, match="'conserved:missing', which is no annotation"):  # there is no such column
+        made("linear", monotone=("conserved:missing:+",))
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "residual"])

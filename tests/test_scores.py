@@ -258,6 +258,8 @@ def test_a_text_cell_costs_no_column(tmp_path):
             read_scores(raw(tmp_path, TEXT.replace("rs3\t3\t", f"rs3\t{text}\t")), VARIANTS)
     found = read_scores(raw(tmp_path, TEXT.replace("rs3\t3\t", "rs3\tN/A\t")), VARIANTS)
     assert np.isnan(found.signed.values[2]).all()
+    found = read_scores(raw(tmp_path, TEXT.replace("rs3\t3\t", "rs3\t-\t")), VARIANTS)  # as annotators write it
+    assert np.isnan(found.signed.values[2]).all()
     # What is not asked for need not be mended.
     cage = ScoreOptions(columns=("cage",))
     assert read_scores(raw(tmp_path, TEXT.replace("\t3\t", "\tlow\t")), VARIANTS, options=cage).signed.names == (

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from deepwas.annotations.score_text import TextTable
+from deepwas.annotations.score_text import NO_SCORE, TextTable
 from deepwas.errors import InputError
 from deepwas.files import require_file
 from deepwas.genome import normalise_chromosomes
@@ -197,7 +197,7 @@ def _open_text(path: Path, patterns: Sequence[str]) -> ScoreFile:
     shown = layout.parse(0, b"\n".join(sample.split(b"\n")[:1000]), layout.header, floats=False)
     free = [name for name in layout.header if name not in keys_of.values() and not _is_key(name)]
     counted = {name: _counted(shown[name]) for name in free}
-    numeric = [name for name, (values, numbers) in counted.items() if numbers or not values]
+    numeric = [name for name, (values, numbers) in counted.items() if _is_score(values, numbers)]
     names = _chosen(numeric, patterns, path)
     layout.refuse_text(0, shown.select(names))
     wanted = list(dict.fromkeys(keys_of.values()))
@@ -213,13 +213,15 @@ def _open_text(path: Path, patterns: Sequence[str]) -> ScoreFile:
 
 
 def _counted(column: pl.Series) -> tuple[int, int]:
-    """How many values a column of text has, and how many of them are numbers.
-
-    One without numbers is text; one that has both is a column of scores with a fault.
-    """
+    """How many values a column of text has, and how many of them are numbers."""
     present = column.drop_nulls().str.strip_chars()
-    present = present.filter(~present.is_in(list(MISSING)))
+    present = present.filter(~present.is_in(list(NO_SCORE)))
     return len(present), len(present) - present.cast(pl.Float64, strict=False).null_count()
+
+
+def _is_score(values: int, numbers: int) -> bool:
+    """Whether a column holds scores: most of its values are numbers, the others then faults, or it is empty."""
+    return 2 * numbers > values or not values
 
 
 def _is_key(name: str) -> bool:
@@ -246,7 +248,8 @@ def _open_parquet(path: Path, patterns: Sequence[str]) -> ScoreFile:
         raise InputError(f"{path}: damaged Parquet file ({error}). Write or download it again.") from error
     free = {name: kind for name, kind in schema.items() if name not in keys_of.values() and not _is_key(name)}
     texts = [name for name, kind in free.items() if kind == pl.String]
-    written = [name for name in texts if _counted(pl.read_parquet(path, columns=[name])[name])[1]]
+    counted = {name: _counted(pl.read_parquet(path, columns=[name])[name]) for name in texts}
+    written = [name for name, (values, numbers) in counted.items() if values and _is_score(values, numbers)]
     numeric = [name for name, kind in free.items() if kind.is_numeric() or kind == pl.Boolean or name in written]
     names = _chosen(numeric, patterns, path)
     for name in written:
@@ -267,12 +270,12 @@ def _open_parquet(path: Path, patterns: Sequence[str]) -> ScoreFile:
 def _refuse_text_column(path: Path, column: pl.Series) -> None:
     """A column of text that holds numbers: one that is not a number has made text of all."""
     plain = column.str.strip_chars()
-    bad = plain.is_not_null() & ~plain.is_in(list(MISSING)) & plain.cast(pl.Float64, strict=False).is_null()
+    bad = plain.is_not_null() & ~plain.is_in(list(NO_SCORE)) & plain.cast(pl.Float64, strict=False).is_null()
     if bad.fill_null(False).any():
         row = int(bad.arg_true()[0])
         raise InputError(
             f"{path}: column {column.name}, row {row + 1:,}: {column[row]!r} is not a number ({int(bad.sum()):,} "
-            "such). Mend it, leave it empty where it is missing, or leave the column out."
+            "such). Mend it, leave it empty where it is missing, or name the columns to read with --columns."
         )
     raise InputError(f"{path}: column {column.name} holds numbers written as text. Write it as float32 or float64.")
 

@@ -17,7 +17,9 @@ from deepwas.errors import InputError
 from deepwas.files import kind_of
 from deepwas.tables import MISSING
 
-__all__ = ["TextTable"]
+__all__ = ["NO_SCORE", "TextTable"]
+
+NO_SCORE = (*MISSING, "-")  # "-" as annotators of variants write it
 
 TEXT_BYTES = 1 << 25  # parsed together: as float32 it is no larger
 
@@ -102,7 +104,7 @@ class TextTable:
                 infer_schema=False,
                 schema_overrides={names[i]: pl.Float32 if floats else pl.String for i in used},
                 columns=[names[i] for i in sorted({*used, last})],
-                null_values=list(MISSING),
+                null_values=list(NO_SCORE if floats else MISSING),
                 quote_char='"' if self.separator == b"," else None,
             )
         except pl.exceptions.PolarsError as error:
@@ -138,10 +140,11 @@ class TextTable:
     def refuse_text(self, row: int, frame: pl.DataFrame) -> None:
         """InputError for a value of text columns that is not a number; `row` is the number of the first row."""
         for name in frame.columns:
-            bad = frame[name].is_not_null() & frame[name].str.strip_chars().cast(pl.Float32, strict=False).is_null()
+            there = frame[name].is_not_null() & ~frame[name].str.strip_chars().is_in(list(NO_SCORE))
+            bad = there & frame[name].str.strip_chars().cast(pl.Float32, strict=False).is_null()
             if bad.any():
                 at = int(bad.arg_true()[0])
                 raise InputError(
                     f"{self.path}: column {name}, line {row + at + 2:,}: {frame[name][at]!r} is not a number. "
-                    "Mend it, write NA where it is missing, or leave the column out."
+                    "Mend it, write NA where it is missing, or name the columns to read with --columns."
                 )

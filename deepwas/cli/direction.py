@@ -64,7 +64,7 @@ def direction(
 
     Example: deepwas direction run --ld ld.h5 --scores scores.signed.parquet --out direction
     """
-    from deepwas.direction import RECORD, DirectionOptions, test_direction
+    from deepwas.direction import BLOCKS, COLUMNS, PICTURE, RECORD, DirectionOptions, test_direction
     from deepwas.runs import load_fit
 
     with naming_flags(DirectionOptions):
@@ -81,8 +81,9 @@ def direction(
         raise InputError(f"{out}: is a file; the results need a folder. Give another name.")
     if not out.absolute().parent.is_dir():
         raise InputError(f"{out}: the folder {out.absolute().parent} does not exist. Make it first.")
-    if out.is_dir() and any(out.iterdir()) and not (overwrite and (out / RECORD).is_file()):
-        made = (out / RECORD).is_file()
+    names = {x.name for x in out.iterdir()} if out.is_dir() else set()
+    made = RECORD in names or (bool(names) and names <= {COLUMNS, BLOCKS, PICTURE})  # the latter: one interrupted
+    if names and not (overwrite and made):
         remedy = "Give --overwrite to replace its direction test" if made else "It holds no direction test to replace"
         raise InputError(f"{out}: not empty. {remedy}, or another folder.")
     require_file(ld, "an LD store")

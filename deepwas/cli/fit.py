@@ -40,6 +40,12 @@ def parse_noise(text: str) -> float | None:
     return parse("noise", text)
 
 
+def _given_files(config: Path | None, paths: dict[str, Any]) -> list[Path]:
+    """All files that were named, none of which a written file may replace."""
+    single = [paths[name] for name in ("ld", "sumstats", "tracks", "sequence")]
+    return [Path(x) for x in (config, *single, *(paths["annotations"] or ())) if x]
+
+
 def parse_rotations(text: str) -> tuple[int, ...]:
     """'3,4' -> (3, 4)."""
     try:
@@ -139,7 +145,9 @@ def fit(
     if overwrite and write_config_to is None:
         raise InputError("--overwrite is for --write-config. A run is not replaced: give another --out, or --resume.")
     if write_config_to is not None:
-        require_output(write_config_to, overwrite, [config] if config else [])
+        if write_config_to.suffix != ".toml":
+            raise InputError(f"{write_config_to}: settings are written as TOML: give a name that ends in .toml.")
+        require_output(write_config_to, overwrite, _given_files(config, paths))
         write_config(write_config_to, paths, options, SECTIONS, tensorboard=bool(settings.get("tensorboard")))
         say(f"wrote {write_config_to}; use it with: deepwas fit --config {write_config_to}")
         return
@@ -182,9 +190,9 @@ def fit(
             say_counts(counts)
             say_training(options)
 
-        stack.enter_context(naming_flags(FitOptions))
+        stack.enter_context(naming_flags(FitOptions, at_start=True))
         if rotations is not None:
-            fit_rotations(*inputs, rotations=rotations, **common)
+            fit_rotations(*inputs, rotations=rotations, counted=before_training if first else None, **common)
         else:
             if first:
                 say_if_nothing_to_resume(resume, Path(paths["out"]))

@@ -103,20 +103,23 @@ def fit_traits(
     counted: dict[str, int] = {}
 
     def before_training(counts: dict[str, list[dict[str, Any]]]) -> None:
-        said: list[dict[str, Any]] = []
-        for name, own in counts.items():
-            counted[name] = len(own)
-            rows = [row for row in own if row not in said]  # annotations are those of all
-            say(f"{name}:" if rows else f"{name}: counts as above")
-            say_counts(rows)
-            said += own
+        own = list(counts.values())
+        shared = [row for row in own[0] if len(own) > 1 and all(row in rows for rows in own)]
+        if shared:
+            say("all traits:")
+            say_counts(shared)
+        for name, rows in counts.items():
+            counted[name] = len(rows)
+            if rest := [row for row in rows if row not in shared]:
+                say(f"{name}:")
+                say_counts(rest)
         say_training(options)
 
     with ExitStack() as stack:
         from deepwas.fitting_traits import fit_traits as run
 
         say_if_nothing_to_resume(resume, out)
-        stack.enter_context(naming_flags(FitOptions))
+        stack.enter_context(naming_flags(FitOptions, at_start=True))
         found = run(
             ld,
             files,
@@ -129,7 +132,7 @@ def fit_traits(
             freeze_trunk=freeze_trunk,
             out=out,
             resume=resume,
-            tensorboard=tensorboard,
+            tensorboard=tensorboard or bool(settings.get("tensorboard")),
             progress=stack.enter_context(progress_of_stages()),
             counted=before_training,
         )

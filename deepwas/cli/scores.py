@@ -103,7 +103,7 @@ def scores(
     reductions = [read_reduction(path) for path in loadings or []]
     if signed or absolute:
         reductions = [x for x in reductions if x.signed == signed]
-    given = [ld, *(loadings or []), *(path for paths in named.values() for path in paths if "@" not in path.name)]
+    given = [ld, *(loadings or []), *(path for paths in named.values() for path in paths)]
     targets = ([] if signed else [out]) + ([] if absolute else [out.with_suffix(".signed.parquet")])
     if pca is not None:
         kinds = (["absolute"] if not signed else []) + (["signed"] if not absolute else [])

@@ -56,7 +56,7 @@ def _signs(options: NetworkOptions, sizes: InputSizes, names: Sequence[str]) -> 
         raise InputError(
             f"monotone needs the names of all {sizes.annotations} annotations; {len(names)} were given as names=."
         )
-    require_monotone_names(options, names)
+    require_monotone_names(options, names, with_missing=False)
     given = {name: 1 if sign == "+" else -1 for name, _, sign in (text.rpartition(":") for text in options.monotone)}
     return tuple(given.get(name, 0) for name in names)
 
