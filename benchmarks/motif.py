@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.contest import Contender, Splits, Truth, make_blocks, score, summary, train, whiten_regions
+from benchmarks.contest import (
+    Contender,
+    Splits,
+    Truth,
+    make_blocks,
+    mean_and_error,
+    score,
+    summary,
+    train,
+    whiten_regions,
+)
 from benchmarks.simulate import simulate_effects_and_trait, simulate_regions
 
 if TYPE_CHECKING:
@@ -107,7 +117,7 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
     return {
         "settings": asdict(problem),
         "contenders": {name: {"label": c.label} | _summary(name, seeds) for name, c in CONTENDERS.items()},
-        "cnn_share_of_told": {"by_seed": shares, "mean": float(np.mean(shares))},
+        "cnn_share_of_told": {"by_seed": shares} | mean_and_error(shares),
         "seeds": seeds,
         "runs": [{k: v for k, v in run.items() if k not in ("f", "noise")} for run in runs],
     }
@@ -168,7 +178,8 @@ def tables(figures: dict[str, Any]) -> list[Table]:
             " ".join(f"{x:g}" for x in sorted(set(found["learning_rates"]))),
             f"{np.median(found['steps']):.0f}",
         )
-    table.caption = f"CNN over MLP: {figures['cnn_share_of_told']['mean']:.3f} of its gain"
+    share = figures["cnn_share_of_told"]
+    table.caption = f"CNN over MLP: {share['mean']:.3f} ± {share['standard_error']:.3f} of its gain"
     return [table]
 
 

@@ -24,7 +24,7 @@ __all__ = ["draw", "measure", "prepare", "tables"]
 Progress = Callable[[str, int, int], None]
 
 _COMPETING = ("linear", "large")
-_BASE = Problem(seeds=tuple(range(200, 204)), learning_rates=(0.006, 0.02))
+_BASE = Problem(seeds=tuple(range(200, 205)))
 _SIZES: tuple[tuple[int, int], ...] = ((75, 1), (150, 1), (300, 1), (300, 4))  # training regions, copies of each
 _FEATURES = (10, 100, 1000)
 
