@@ -32,7 +32,7 @@ _PROBLEM = Problem(copies=6, steps=2000, seeds=tuple(range(400, 404)), learning_
 _LARGE = {"network": "mlp", "hidden": (64, 64), "objective": "likelihood", "solver": "auto"}
 CONTENDERS = {
     "one": Contender("one network", _LARGE, "table"),
-    "five": Contender("mean f of 5 networks", _LARGE, "table", members=5),
+    "ten": Contender("mean f of 10 networks", _LARGE, "table", members=10),
 }
 
 

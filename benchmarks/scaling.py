@@ -41,9 +41,18 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
     settings += [("features", replace(base, features=p)) for p in features]
     rows = []
     with threadpool_limits(1, user_api="blas"):
+        most = max((problem for _, problem in settings), key=lambda x: x.train)
+        regions, ld = prepare(replace(most, copies=1), "blocks", progress)
         for n, (axis, problem) in enumerate(settings):
-            rows.append({"axis": axis} | _one(problem, f"setting {n + 1} of {len(settings)}", progress))
+            own, own_ld = (_used(x, problem) for x in (regions, ld))
+            rows.append({"axis": axis} | _one(problem, own, own_ld, f"setting {n + 1} of {len(settings)}", progress))
     return {"settings": asdict(base), "sizes": sizes, "features": features, "rows": rows}
+
+
+def _used(found: list[Any], problem: Problem) -> list[Any]:
+    """What a problem uses of regions, or their LD, simulated for a larger one."""
+    held = problem.test + problem.validation
+    return found[:held] + found[held : held + problem.train] * problem.copies
 
 
 def prepare(problem: Problem, what: str, progress: Progress) -> tuple[list[Any], list[Any]]:
@@ -54,8 +63,7 @@ def prepare(problem: Problem, what: str, progress: Progress) -> tuple[list[Any],
     return regions, ld + ld[problem.test + problem.validation :] * (problem.copies - 1)
 
 
-def _one(problem: Problem, what: str, progress: Progress) -> dict[str, Any]:
-    regions, ld = prepare(problem, what, progress)
+def _one(problem: Problem, regions: list[Any], ld: list[Any], what: str, progress: Progress) -> dict[str, Any]:
     truths = [simulated(problem, regions, ld, seed, tracks=False) for seed in problem.seeds]
     competing = contenders(_COMPETING)
     runs = train(
