@@ -242,8 +242,8 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         label="resumed",
     )  # fmt: skip
     times.set_xlabel("seconds")
-    times.legend(frameon=False, fontsize=8)
-    figure.suptitle(
+    times.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    steps.set_title(
         f"{figures['size']['variants_modelled']:,} variants: {whole['seconds']:.0f} s, {whole['peak_rss_gb']:.1f} GB",
         fontsize=10,
     )

@@ -348,5 +348,8 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     scores.set_xticks(places, names, fontsize=8)
     scores.set_ylabel("R2 with the genetic value, test regions")
     scores.set_title("Polygenic score of posterior means", fontsize=10)
-    scores.legend(frameon=False, fontsize=7.5)
+    low, _ = scores.get_ylim()
+    oracle = figures["polygenic_r2"]["oracle"]["mean"]
+    scores.set_ylim(low, oracle + 0.35 * (oracle - low))  # room for the legend above the line
+    scores.legend(frameon=False, fontsize=7.5, loc="upper right")
     figure.savefig(path, format="png", dpi=110)
