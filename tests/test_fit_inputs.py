@@ -64,7 +64,7 @@ def fitted(tiny, windows):
     folder, store, z, annotations, _ = tiny
     tracks, sequence = windows
     out = folder / "cnn"
-    fit = deepwas.fit(store, z, annotations, tracks=tracks, sequence=sequence, options=CNN, out=out)
+    fit = deepwas.fit(store, z, annotations, tracks=tracks, sequence=sequence, options=CNN, out=out, resume=True)
     return fit, out
 
 

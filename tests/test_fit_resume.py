@@ -61,7 +61,7 @@ def tiny(tmp_path_factory):
 def at_once(tiny):
     """The run folder of FULL, fitted without interruption."""
     folder, store, z, annotations, _ = tiny
-    deepwas.fit(store, z, annotations, options=FULL, out=folder / "at_once")
+    deepwas.fit(store, z, annotations, options=FULL, out=folder / "at_once", resume=True)
     return folder / "at_once"
 
 

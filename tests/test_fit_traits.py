@@ -46,7 +46,8 @@ def traits(tiny):
 def both(tiny, traits):
     """Fits of both traits, in the folder `both`."""
     folder, store, _, annotations, _ = tiny
-    return deepwas.fit_traits(store, traits, annotations, options=OPTIONS, out=folder / "both")
+    # Resumed where another worker gave tests of this module back: the problem is made once, a module set up again.
+    return deepwas.fit_traits(store, traits, annotations, options=OPTIONS, out=folder / "both", resume=True)
 
 
 def parts(network):

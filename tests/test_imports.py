@@ -112,6 +112,7 @@ def test_help_and_wrong_arguments_do_not_wait_for_jax(tmp_path):
             "enrich",
             "interpret",
             "posterior",
+            "pleiotropy",
         ),
         *("demo", "doctor"),
     )
@@ -159,6 +160,7 @@ def test_help_and_wrong_arguments_do_not_wait_for_jax(tmp_path):
         ["sequence", "--ld", present, "--fasta", gone, "--out", out],
         ["posterior", gone, "--ld", present, "--out", out],
         ["posterior", "--priors", present, "--sumstats", present, "--ld", present, "--out", out],
+        ["pleiotropy", f"a={gone}", f"b={gone}", "--ld", present, "--out", out],
         ["demo", "--out", present],
         ["demo", "--out", str(tmp_path / "no" / "folder")],
         ["demo", "--seed", "-1"],

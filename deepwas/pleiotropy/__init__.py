@@ -12,7 +12,10 @@ _HOME = {
     "GlobalTest": "deepwas.pleiotropy.hops",
     "HOPSScores": "deepwas.pleiotropy.hops",
     "NoiseCorrelation": "deepwas.pleiotropy.structure",
+    "Pleiotropy": "deepwas.pleiotropy.run",
+    "PleiotropyOptions": "deepwas.pleiotropy.options",
     "TraitEffects": "deepwas.pleiotropy.structure",
+    "classify": "deepwas.pleiotropy.run",
     "hops_scores": "deepwas.pleiotropy.hops",
     "noise_correlation": "deepwas.pleiotropy.structure",
     "noise_correlation_from_blocks": "deepwas.pleiotropy.structure",
@@ -23,7 +26,10 @@ __all__ = [
     "GlobalTest",
     "HOPSScores",
     "NoiseCorrelation",
+    "Pleiotropy",
+    "PleiotropyOptions",
     "TraitEffects",
+    "classify",
     "hops_scores",
     "noise_correlation",
     "noise_correlation_from_blocks",
@@ -32,6 +38,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from deepwas.pleiotropy.hops import GlobalTest, HOPSScores, hops_scores
+    from deepwas.pleiotropy.options import PleiotropyOptions
+    from deepwas.pleiotropy.run import Pleiotropy, classify
     from deepwas.pleiotropy.structure import (
         NoiseCorrelation,
         TraitEffects,

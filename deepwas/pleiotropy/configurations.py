@@ -13,7 +13,10 @@ independent traits would show, in log odds; 0 is independence. a_k holds the mar
 that act on trait k stays sum_j pi_jk whatever psi is.
 
 A configuration delta is a class of an effect (`deepwas.finemapping.effects`): u = sqrt(N) times the total effect has
-covariance diag(sqrt N) (I - T)^-T diag(s delta) (I - T)^-1 diag(sqrt N).
+covariance diag(sqrt N) (I - T)^-T diag(s delta) (I - T)^-1 diag(sqrt N), its mean over draws of T where T is uncertain.
+
+Beside them stand effects through heritable factors that no trait here measures: one class each, of u = sqrt(N) v a with
+v ~ N(0, 1) and loadings a, that acts on no trait directly (`deepwas.pleiotropy.factors`).
 """
 
 from __future__ import annotations
@@ -89,6 +92,8 @@ class TraitModel:
 
     sample_size: (K,), N.  noise: (K, K), C_n.  slab: (K,), s, variances of direct effects.  T: (K, K).
     excess: (K + 1,), psi by number of traits; that of 0 and 1 is 0.  offsets: (K,), a.
+    draws: (n, K, K), of T, over which the covariance of effects is averaged; none takes T as exact.
+    loadings: (F, K), a of F heritable factors.  factor_odds: (F,), log prior odds that a variant acts through each.
     """
 
     sample_size: Floats
@@ -97,6 +102,9 @@ class TraitModel:
     T: Floats
     excess: Floats = field(default_factory=lambda: np.zeros(0))
     offsets: Floats = field(default_factory=lambda: np.zeros(0))
+    draws: Floats = field(default_factory=lambda: np.zeros((0, 0, 0)))
+    loadings: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    factor_odds: Floats = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         K = len(self.sample_size)
@@ -111,23 +119,44 @@ class TraitModel:
 
     @cached_property
     def masks(self) -> NDArray[np.bool_]:
-        """(C, K), the configurations."""
-        return configurations(self.traits)
+        """(C + F, K), traits acted on directly: the configurations, then the factors, which act on none."""
+        return np.concatenate([configurations(self.traits), np.zeros((self.factors, self.traits), bool)])
+
+    @property
+    def factors(self) -> int:
+        """F."""
+        return len(self.factor_odds)
 
     @cached_property
     def classes(self) -> EffectClasses:
         """The configurations as classes of an effect; direct effects are what is reported."""
         scale = np.sqrt(self.sample_size)
-        forward = _spread(self.T) * scale[None, :]  # u = d forward
-        covariances = np.einsum("lk,cl,li->cki", forward, self.masks * self.slab[None, :], forward)
-        return effect_classes(covariances, self.noise, report=np.linalg.inv(forward).T)
+        forward = self.forward
+        each = np.stack([_spread(T) for T in self.draws]) * scale[None, None, :] if len(self.draws) else forward[None]
+        weights = configurations(self.traits) * self.slab[None, :]
+        covariances = np.einsum("nlk,cl,nli->cki", each, weights, each, optimize=True) / len(each)
+        loads = self.loadings.reshape(self.factors, self.traits) * scale[None, :]
+        covariances = np.concatenate([covariances, loads[:, :, None] * loads[:, None, :]])
+        found = effect_classes(covariances, self.noise, report=np.linalg.inv(forward).T)
+        # What T's uncertainty or a factor does to a trait is no direct effect.
+        own = found.own * self.masks[:, :, None]
+        through = np.flatnonzero(~self.masks.any(axis=1))
+        traits = self.masks.astype(np.float64)
+        traits[through] = found.traits[through]
+        return found._replace(own=own, traits=traits)
+
+    @property
+    def forward(self) -> Floats:
+        """(K, K), u = d forward: effects in units of z-scores of direct effects d."""
+        return _spread(self.T) * np.sqrt(self.sample_size)[None, :]
 
     def log_odds(self, direct: Floats) -> Floats:
-        """(m, C), log P(delta) - log P(0), from the direct variances (m, K)."""
+        """(m, C + F), log P(delta) - log P(0), from the direct variances (m, K)."""
         pi = np.minimum(direct / self.slab[None, :], MOST_LIKELY)
         with np.errstate(divide="ignore"):
             each = np.log(pi) - np.log1p(-pi) + self.offsets[None, :]
-        masks = self.masks.astype(np.float64)
-        size = self.masks.sum(axis=1)
+        chosen = configurations(self.traits)
+        masks, size = chosen.astype(np.float64), chosen.sum(axis=1)
         gone = (~np.isfinite(each)).astype(np.float64) @ masks.T > 0
-        return np.where(gone, -np.inf, np.where(np.isfinite(each), each, 0.0) @ masks.T + self.excess[size][None, :])
+        odds = np.where(gone, -np.inf, np.where(np.isfinite(each), each, 0.0) @ masks.T + self.excess[size][None, :])
+        return np.concatenate([odds, np.broadcast_to(self.factor_odds, (len(odds), self.factors))], axis=1)

@@ -13,7 +13,7 @@ iterative scaling, whose fixed point is the maximum over psi with the marginals 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,8 @@ Floats = NDArray[np.float64]
 
 _PRIOR_COUNT = 0.5
 _LEAP = 1.5  # of a logarithm, a round
+_RAISES = 2  # of a block's noise
+_CLOSE = 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +37,14 @@ class JointBlock:
     """One LD block with the z-scores of K traits.
 
     factor: G (k, m).  whitened: (k, K), of the trait-wise z-scores.  direct: (m, K), direct variances d.
-    rows: of its variants in the store.
+    rows: of its variants in the store.  shape: to pad to; None for that of the call.
     """
 
     factor: NDArray[np.floating]
     whitened: NDArray[np.floating]
     direct: Floats
     rows: slice
+    shape: tuple[int, int] | None = None
 
 
 @dataclass
@@ -98,13 +101,51 @@ class Counts:
 
 
 def locate(
-    blocks: Iterable[JointBlock], model: TraitModel, *, slots: int = 10, shape: tuple[int, int] | None = None
-) -> Iterable[tuple[JointBlock, Floats, BlockEffects]]:
-    """Each block with its log odds and its effects."""
+    blocks: Iterable[JointBlock],
+    model: TraitModel,
+    *,
+    slots: int = 10,
+    candidates: int = 64,
+    coverage: float = 0.95,
+    panel: float | None = None,
+    shape: tuple[int, int] | None = None,
+) -> Iterator[tuple[JointBlock, Floats, BlockEffects]]:
+    """Each block with its log odds and its effects.
+
+    panel: people that the LD was estimated from. Effects u add E[u u^T] / panel to the noise of every whitened
+    direction, as LD of other people is off by chance; where that matters a block is weighed again. None takes LD as
+    exact.
+    """
     for block in blocks:
         odds = model.log_odds(block.direct)
-        (found,) = locate_effects([Task(block.factor, block.whitened, odds)], model.classes, slots=slots, shape=shape)
+        task, level = Task(block.factor, block.whitened, odds), model.noise
+        for number in range(_RAISES + 1):
+            used = model if number == 0 else replace(model, noise=level)
+            (found,) = locate_effects(
+                [task],
+                used.classes,
+                slots=slots,
+                candidates=candidates,
+                coverage=coverage,
+                shape=block.shape or shape,
+            )
+            if panel is None:
+                break
+            wanted = _raised(model, found, panel)
+            if np.abs(np.log(np.diag(wanted) / np.diag(level))).max() < _CLOSE:
+                break
+            level = wanted
         yield block, odds, found
+
+
+def _raised(model: TraitModel, found: BlockEffects, panel: float) -> Floats:
+    """Noise with the LD panel's error; inflation that the noise has already is part of it."""
+    moment = np.diag(np.sum(found.square - found.mean**2, axis=0)) + found.mean.T @ found.mean
+    error = model.forward.T @ moment @ model.forward / panel
+    own = np.diag(model.noise)
+    extra = np.maximum(0.0, np.minimum(own, 1.0) + np.diag(error) - own)
+    scale = np.sqrt(extra / np.maximum(np.diag(error), 1e-300))
+    return np.asarray(model.noise + error * np.outer(scale, scale))
 
 
 def learn(
@@ -114,18 +155,30 @@ def learn(
     share: bool = True,
     rounds: int = 15,
     tolerance: float = 0.05,
+    slots: int = 10,
+    candidates: int = 64,
+    panel: float | None = None,
     shape: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[TraitModel, int]:
-    """Slab variances and psi from blocks; returns the model and the rounds taken."""
+    """Slab variances and psi from blocks, read anew each round; returns the model and the rounds taken.
+
+    share: learn psi; else independence.  The rest as for `locate`.  progress: called as progress(blocks done, blocks of
+    all rounds).
+    """
     start = model.slab
+    done, total = 0, rounds * len(blocks)
     for number in range(rounds):
         counts = Counts.zero(model.traits)
-        for block, odds, found in locate(blocks, model, shape=shape):
+        each = locate(blocks, model, slots=slots, candidates=candidates, panel=panel, shape=shape)
+        for block, odds, found in each:
             counts.add(block, odds, found, model)
+            done += 1
+            if progress is not None:
+                progress(done, total)
         model, change = counts.update(model, start, share=share)
-        if progress is not None:
-            progress(number + 1, rounds)
         if change < tolerance:
+            if progress is not None:
+                progress(total, total)
             return model, number + 1
     return model, rounds

@@ -1,0 +1,249 @@
+"""`deepwas pleiotropy`: which variants act on several traits, from runs of these traits."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deepwas.cli._console import progress_of_stages, say, say_counts, show
+from deepwas.cli._flags import naming_flags
+from deepwas.cli._outputs import say_if_nothing_to_resume
+from deepwas.errors import InputError
+
+if TYPE_CHECKING:
+    from deepwas.pleiotropy.run import Pleiotropy
+
+_MOST_TRAITS = 8
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the root application."""
+    app.command("pleiotropy")(pleiotropy)
+
+
+def pleiotropy(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]RUN...",
+            help="Run folders of `deepwas fit`, 2 to 8, named by their folders or as given; or tables of priors.",
+            show_default=False,
+        ),
+    ],
+    ld: Annotated[Path, typer.Option(help="The LD store that the runs were made with.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    sumstats: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="With a table of priors: the trait's z-scores. Repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted one in --out.")] = False,
+    noise_correlation: Annotated[
+        Path | None,
+        typer.Option(help="Table TRAIT_1 TRAIT_2 NOISE. By default estimated genome-wide.", show_default=False),
+    ] = None,
+    trait_effects: Annotated[
+        Path | None,
+        typer.Option(help="Table CAUSE EFFECT T SE. By default estimated genome-wide.", show_default=False),
+    ] = None,
+    no_vertical: Annotated[
+        bool, typer.Option("--no-vertical", help="No effects of trait on trait: all effects count as direct.")
+    ] = False,
+    no_sharing: Annotated[
+        bool, typer.Option("--no-sharing", help="Do not learn how many variants are shared: by chance alone.")
+    ] = False,
+    no_confounders: Annotated[
+        bool, typer.Option("--no-confounders", help="Do not look for heritable factors behind several traits.")
+    ] = False,
+    fdr: Annotated[float, typer.Option(help="False discovery rate of effects of trait on trait.")] = 0.05,
+    threshold: Annotated[float, typer.Option(help="p-value of their instruments.")] = 5e-8,
+    learn_blocks: Annotated[int, typer.Option(help="LD blocks to learn from, at most.")] = 200,
+    rounds: Annotated[int, typer.Option(help="Rounds of learning, at most.")] = 10,
+    draws: Annotated[int, typer.Option(help="Draws of the effects of trait on trait, for their uncertainty.")] = 32,
+    max_effects: Annotated[int, typer.Option(help="Effects of a block at most.")] = 10,
+    coverage: Annotated[float, typer.Option(help="Of credible sets.")] = 0.95,
+    candidates: Annotated[int, typer.Option(help="Variants whose pairs are weighed exactly.")] = 64,
+    hops_permutations: Annotated[
+        int, typer.Option(help="Of the HOPS scores' null, 25 for instance; 0: the theoretical null.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of draws and permutations.")] = 0,
+) -> None:
+    """Which variants act on several traits by themselves, and which only seem to.
+
+    Told apart are effects of a variant's own on two traits or more
+    (pleiotropic), on one trait that acts on others (vertical), on one trait
+    beside another trait's variant in LD (ld_only), on one alone (single),
+    and through a heritable factor behind several traits (confounder).
+
+    Written are pleiotropy.tsv.gz (every variant), loci.tsv (credible sets
+    and their traits), trait_pairs.tsv (noise and genetic correlation, what
+    is shared), trait_effects.tsv, pleiotropy.png, sharing.png and
+    pleiotropy.json.
+
+    Example: deepwas pleiotropy runs/ldl runs/cad runs/bmi --ld ld.h5 --out pleiotropy
+    """
+    from deepwas.files import require_file
+    from deepwas.pleiotropy.options import PleiotropyOptions
+
+    given = _traits(runs)
+    z = _named("--sumstats", sumstats or [])
+    with naming_flags(PleiotropyOptions):
+        options = PleiotropyOptions(
+            vertical=not no_vertical,
+            sharing=not no_sharing,
+            confounders=not no_confounders,
+            fdr=fdr,
+            threshold=threshold,
+            learn_blocks=learn_blocks,
+            rounds=rounds,
+            draws=draws,
+            max_effects=max_effects,
+            coverage=coverage,
+            candidates=candidates,
+            hops_permutations=hops_permutations,
+            seed=seed,
+        )
+    if trait_effects is not None and no_vertical:
+        raise InputError("--trait-effects and --no-vertical: effects of trait on trait are one or the other.")
+    for name in z:
+        if name not in given:
+            raise InputError(f"--sumstats {name}=...: {name} is no trait here: {', '.join(given)}.")
+    for name, path in given.items():
+        if not path.is_dir():
+            require_file(path, f"a run folder of {name}, or a table of its priors")
+            if name not in z:
+                raise InputError(f"{path}: a table of priors needs z-scores. Give --sumstats {name}=FILE.")
+    for name, path in z.items():
+        require_file(path, f"summary statistics of {name}")
+    require_file(ld, "an LD store")
+    for table, what in ((noise_correlation, "noise correlations"), (trait_effects, "effects of trait on trait")):
+        if table is not None:
+            require_file(table, f"a table of {what}")
+
+    from deepwas.posterior.progress import require_folder
+    from deepwas.runs import load_fit
+
+    opened: dict[str, Any] = {name: load_fit(path) if path.is_dir() else path for name, path in given.items()}
+    require_folder(out, resume)
+    say_if_nothing_to_resume(resume, out)
+
+    from deepwas.ld import open_ld
+
+    store = open_ld(ld)
+
+    from deepwas.pleiotropy.run import classify
+
+    with progress_of_stages() as progress, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+        found = classify(
+            opened,
+            store,
+            sumstats=z,
+            noise_correlation=noise_correlation,
+            trait_effects=trait_effects,
+            options=options,
+            out=out,
+            resume=resume,
+            progress=progress,
+        )
+    say_counts(found.record["counts"])
+    for note in found.record["notes"]:
+        say(f"note: {note}")
+    _show_structure(found)
+    _show_loci(found, out)
+
+
+def _traits(texts: list[str]) -> dict[str, Path]:
+    """`[NAME=]PATH` as name -> path; without a name that of the folder or file."""
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if equals and "/" not in name:
+            key, value, said = name.strip(), path.strip(), f"{name} is given twice. Give every trait once."
+        else:
+            key, value = Path(text).absolute().name.split(".")[0], text
+            said = f"two traits are called {key!r}. Name them: NAME={text}."
+        if not key or not value:
+            raise InputError(f"{text!r}: give a run folder, or NAME=FOLDER.")
+        if key in found:
+            raise InputError(said)
+        found[key] = Path(value)
+    if len(found) < 2:
+        raise InputError(f"pleiotropy needs two traits or more; given: {', '.join(found) or 'none'}.")
+    if len(found) > _MOST_TRAITS:
+        raise InputError(f"{len(found)} traits are given; at most {_MOST_TRAITS} are classified at once.")
+    return found
+
+
+def _named(flag: str, texts: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, value = (x.strip() for x in text.partition("="))
+        if not (equals and name and value):
+            raise InputError(f"{flag} {text!r}: give a trait's name and its file, such as {flag} bmi=bmi.parquet.")
+        if name in found:
+            raise InputError(f"{flag}: {name} is given twice.")
+        found[name] = Path(value)
+    return found
+
+
+def _show_structure(found: Pleiotropy) -> None:
+    from rich.table import Table
+
+    names = [trait["name"] for trait in found.record["traits"]]
+    pairs = {(row["TRAIT_1"], row["TRAIT_2"]): row for row in found.pairs.iter_rows(named=True)}
+    table = Table(title="Noise correlation (above the diagonal genetic correlation; on it noise)", title_justify="left")
+    for heading in ("", *names):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for j, one in enumerate(names):
+        cells = []
+        for k, other in enumerate(names):
+            row = pairs[(one, other) if k >= j else (other, one)]
+            value, error = (row["RG"], row["RG_SE"]) if k > j else (row["NOISE"], row["NOISE_SE"])
+            cells.append("" if value is None else f"{value:.2f}" + ("" if error is None else f" ± {error:.2f}"))
+        table.add_row(one, *cells)
+    show(table)
+    say("Effects of trait on trait:")
+    used = found.trait_effects.filter((found.trait_effects["T"] != 0) | found.trait_effects["UNRESOLVED"])
+    table = Table(show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for row in used.iter_rows(named=True):
+        said = "unresolved" if row["UNRESOLVED"] else f"{row['T']:.2g} ± {row['SE']:.1g}"
+        table.add_row(f"{row['CAUSE']} -> {row['EFFECT']}", said)
+    if not used.height:
+        table.add_row(found.record["trait_effects"], "none")
+    show(table)
+
+
+def _show_loci(found: Pleiotropy, out: Path) -> None:
+    from rich.table import Table
+
+    total, learned = found.record["totals"], found.record["learned"]
+    say("Loci and variants by class:")
+    table = Table()
+    for heading in ("class", "loci", "variants"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for name, count in total["loci_by_class"].items():
+        table.add_row(name, f"{count:,}", f"{total['classes'][name]:,}")
+    show(table)
+    for factor in learned["factors"]:
+        loadings = ", ".join(f"{name} {x:.2g}" for name, x in factor["loadings"].items() if x)
+        say(f"a heritable factor acts on several traits: loadings {loadings}")
+    excess = ", ".join(f"{n} traits {x:+.2f}" for n, x in learned["excess_log_odds"].items())
+    say(f"sharing beyond independence, in log odds: {excess}")
+    if total["loci_unresolvable"]:
+        say(f"{total['loci_unresolvable']:,} loci are in LD of r2 > 0.8 with another one (UNRESOLVABLE in loci.tsv)")
+    if total["not_converged"]:
+        say(f"warning: {total['not_converged']:,} LD block(s) did not come to rest")
+    say(
+        f"{out}: {total['variants']:,} variants in {total['blocks']:,} LD blocks, {total['pleiotropic']:.3g} of them "
+        f"expected to act on two traits or more; {total['called_at_fdr_5']:,} called at FDR 5%."
+    )

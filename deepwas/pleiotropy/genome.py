@@ -1,0 +1,177 @@
+"""Genome-wide structure of several traits: noise correlation, and effects of trait on trait, estimated or given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from deepwas.errors import InputError
+from deepwas.pleiotropy.joint import JointBlocks, Traits
+from deepwas.pleiotropy.options import PleiotropyOptions
+from deepwas.pleiotropy.structure import NoiseCorrelation, TraitEffects, noise_correlation_from_blocks, trait_effects
+from deepwas.tables import numeric_column, read_delimited
+
+__all__ = ["Structure", "read_noise", "read_trait_effects", "structure_of"]
+
+Floats = NDArray[np.float64]
+PathLike = str | os.PathLike[str]
+Say = Callable[[str, int, int], None]
+
+_SAME = 0.98  # genetic correlation above which, known well, two traits are one
+_WELL = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """matrix: (K, K), C_n.  noise: its estimate, None where it was given.  effects: T.  draws: (n, K, K) of T."""
+
+    matrix: Floats
+    noise: NoiseCorrelation | None
+    effects: TraitEffects
+    draws: Floats
+
+    @property
+    def passing(self) -> Floats:
+        """(K,), probability that a direct effect on the trait reaches another one: that the sign of T is right."""
+        edges = self.effects.T != 0
+        if not edges.any():
+            return np.zeros(len(edges))
+        agree = (np.sign(self.draws) == np.sign(self.effects.T)[None]).mean(axis=0)
+        return np.asarray(np.where(edges, agree, 0.0).max(axis=1))
+
+
+def structure_of(
+    traits: Traits,
+    joint: JointBlocks,
+    options: PleiotropyOptions,
+    *,
+    noise: Floats | None = None,
+    effects: TraitEffects | None = None,
+    progress: Say | None = None,
+) -> Structure:
+    """Noise correlation by the whitened blocks' spectrum and T by instruments, or either as given.
+
+    Raises InputError for two traits whose genetic correlation is 1, and for a noise that is no covariance.
+    """
+    names, K = traits.names, len(traits.names)
+    found = None
+    if noise is None:
+        inside = np.zeros(joint.store.n_variants, bool)
+        for i in range(len(joint)):
+            inside[joint.rows(i)] = True
+        found = noise_correlation_from_blocks(
+            joint.whitened, joint.row_squares, traits.sample_size, n_variants=float(inside.sum()), names=names
+        )
+        _refuse_copies(found)
+        matrix = found.matrix
+    else:
+        matrix = np.asarray(noise, np.float64)
+        if matrix.shape != (K, K) or not np.allclose(matrix, matrix.T) or not (np.linalg.eigvalsh(matrix) > 1e-8).all():
+            raise InputError(
+                f"the noise correlation must be a symmetric, positive definite ({K}, {K}) matrix of the traits "
+                f"{', '.join(names)}; its shape is {matrix.shape}."
+            )
+    if effects is not None:
+        if effects.names != names:
+            raise InputError(f"T is of the traits {', '.join(effects.names)}; these are {', '.join(names)}.")
+        own = effects
+    elif not options.vertical:
+        zero = np.zeros((K, K))
+        own = TraitEffects.given(zero, zero, names=names)
+    else:
+        own = _effects(traits, joint, matrix, options, progress)
+    draws = own.draws(options.draws, seed=options.seed) if own.selected.any() else np.zeros((0, K, K))
+    return Structure(matrix, found, own, draws)
+
+
+def _effects(
+    traits: Traits, joint: JointBlocks, matrix: Floats, options: PleiotropyOptions, progress: Say | None
+) -> TraitEffects:
+    rows = [np.arange(s.start, s.stop) for s in map(joint.scored_rows, range(len(joint)))]
+    z = np.where(traits.observed[:, None], traits.z, np.nan)[np.concatenate(rows)]
+    labels = np.repeat(np.arange(len(joint)), [len(x) for x in rows])
+
+    def correlation(i: int) -> Floats:
+        G = np.asarray(joint.factor(i)[:, joint.scored(i)], np.float64)
+        G /= np.sqrt(np.maximum(np.einsum("ij,ij->j", G, G), 1e-12))
+        return np.asarray(G.T @ G)
+
+    return trait_effects(
+        z,
+        traits.sample_size,
+        matrix,
+        labels,
+        names=traits.names,
+        threshold=options.threshold,
+        correlation=correlation,
+        fdr=options.fdr,
+        progress=progress,
+    )
+
+
+def _refuse_copies(found: NoiseCorrelation) -> None:
+    rg, error = found.genetic_correlation.value, found.genetic_correlation.standard_error
+    for j, k in combinations(range(len(found.names)), 2):
+        a, b = found.names[j], found.names[k]
+        if abs(found.correlation[j, k]) > 0.99:
+            raise InputError(f"{a} and {b} have the same noise ({found.correlation[j, k]:.3f}): keep one of the two.")
+        if abs(rg[j, k]) > _SAME and error[j, k] < _WELL:
+            raise InputError(
+                f"{a} and {b} are the same trait genetically: their genetic correlation is {rg[j, k]:.3f} ± "
+                f"{error[j, k]:.3f}. Keep one of the two."
+            )
+
+
+def read_noise(path: PathLike, names: tuple[str, ...]) -> Floats:
+    """(K, K) from a table TRAIT_1 TRAIT_2 NOISE, as trait_pairs.tsv; a diagonal that is not there is 1."""
+    frame = _table(path, ("TRAIT_1", "TRAIT_2", "NOISE"), "noise correlations")
+    matrix = np.full((len(names), len(names)), np.nan)
+    np.fill_diagonal(matrix, 1.0)
+    place = {name: k for k, name in enumerate(names)}
+    for a, b, value in frame.select("TRAIT_1", "TRAIT_2", "NOISE").iter_rows():
+        if a in place and b in place:
+            matrix[place[a], place[b]] = matrix[place[b], place[a]] = np.nan if value is None else value
+    if np.isnan(matrix).any():
+        j, k = np.argwhere(np.isnan(matrix))[0]
+        raise InputError(f"{path}: column NOISE: no value for {names[j]} and {names[k]}. Add the row, 0 for none.")
+    return matrix
+
+
+def read_trait_effects(path: PathLike, names: tuple[str, ...]) -> TraitEffects:
+    """T from a table CAUSE EFFECT T SE, as trait_effects.tsv; pairs that are not there have none."""
+    frame = _table(path, ("CAUSE", "EFFECT", "T"), "effects of trait on trait")
+    T, errors = np.zeros((2, len(names), len(names)))
+    errors[:] = np.nan
+    place = {name: k for k, name in enumerate(names)}
+    with_errors = "SE" in frame.columns
+    for row in frame.iter_rows(named=True):
+        for column in ("CAUSE", "EFFECT"):
+            if row[column] not in place:
+                raise InputError(f"{path}: column {column}: {row[column]!r} is no trait here: {', '.join(names)}.")
+        here = place[row["CAUSE"]], place[row["EFFECT"]]
+        T[here] = row["T"] or 0.0
+        errors[here] = row["SE"] if with_errors and row["SE"] is not None else np.nan
+    try:
+        return TraitEffects.given(T, errors if with_errors else None, names=names)
+    except InputError as error:
+        raise InputError(f"{path}: {error} (column SE)") from error
+
+
+def _table(path: PathLike, needed: tuple[str, ...], what: str) -> pl.DataFrame:
+    frame = read_delimited(path, what=f"a table of {what}")
+    missing = [name for name in needed if name not in frame.columns]
+    if missing:
+        raise InputError(
+            f"{path}: column {', '.join(missing)} is missing; found {' '.join(frame.columns[:12])}. A table of {what} "
+            f"has {' '.join(needed)}."
+        )
+    numbers: list[Any] = [x for x in ("NOISE", "T", "SE") if x in frame.columns]
+    texts = [pl.col(x).cast(pl.String) for x in needed if x not in numbers]
+    return frame.select(*texts, *(numeric_column(frame, x, str(path)).alias(x) for x in numbers))

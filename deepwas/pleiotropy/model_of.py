@@ -1,0 +1,153 @@
+"""The parameters that all blocks share, learned from some of them: sizes of effects, sharing, heritable factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwas.errors import InputError
+from deepwas.pleiotropy.configurations import TraitModel, direct_variances
+from deepwas.pleiotropy.factors import HeritableFactor, find_factor
+from deepwas.pleiotropy.genome import Structure
+from deepwas.pleiotropy.joint import JointBlocks, Traits
+from deepwas.pleiotropy.learning import JointBlock, learn, locate
+from deepwas.pleiotropy.options import PleiotropyOptions
+
+__all__ = ["BlocksToLocate", "learn_model", "model_from_numbers", "numbers_of"]
+
+Floats = NDArray[np.float64]
+Say = Callable[[str, int, int], None]
+
+_START = 1e-3  # mean pi_jk that learning starts from
+_SHARED = 0.5
+
+
+class BlocksToLocate(Sequence[JointBlock]):
+    """Some of the joint blocks, read at each use, padded to few shapes.  direct: (M, K), d of the store's variants."""
+
+    def __init__(self, joint: JointBlocks, direct: Floats, members: Sequence[int], shapes: Sequence[tuple[int, int]]):
+        self.joint, self.direct, self.members, self.shapes = joint, direct, list(members), list(shapes)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @overload
+    def __getitem__(self, j: int) -> JointBlock: ...
+    @overload
+    def __getitem__(self, j: slice) -> list[JointBlock]: ...
+    def __getitem__(self, j: int | slice) -> JointBlock | list[JointBlock]:
+        if isinstance(j, slice):
+            return [self[x] for x in range(*j.indices(len(self)))]
+        i = self.members[j]
+        rows = self.joint.rows(i)
+        return JointBlock(self.joint.factor(i), self.joint.whitened[i], self.direct[rows], rows, self.shapes[j])
+
+
+def learn_model(
+    traits: Traits,
+    joint: JointBlocks,
+    structure: Structure,
+    shapes: Sequence[tuple[int, int]],
+    options: PleiotropyOptions,
+    panel: float | None,
+    progress: Say | None = None,
+) -> tuple[TraitModel, Floats, int]:
+    """The model, direct variances d (M, K), and the rounds taken, from at most `learn_blocks` blocks over the genome.
+
+    shapes: that each joint block is padded to.  panel: people that the LD was estimated from.
+    """
+    direct = direct_variances(traits.f, structure.effects.T)
+    inside = np.zeros(len(direct), bool)
+    for i in range(len(joint)):
+        inside[joint.rows(i)] = True
+    mean = direct[inside].mean(axis=0)
+    for k, name in enumerate(traits.names):
+        if not mean[k] > 0:
+            raise InputError(
+                f"{name}: its prior is 0 in all LD blocks that are used, or all of it is explained by other traits' "
+                "effects on it. Leave the trait out, or hold T = 0 (--no-vertical)."
+            )
+    model = TraitModel(traits.sample_size, structure.matrix, mean / _START, structure.effects.T, draws=structure.draws)
+    some = np.unique(np.linspace(0, len(joint) - 1, min(len(joint), options.learn_blocks)).astype(int)).tolist()
+    blocks = BlocksToLocate(joint, direct, some, [shapes[i] for i in some])
+
+    def say(done: int, total: int) -> None:
+        if progress is not None:
+            progress("learning sizes of effects and sharing", done, total)
+
+    def learned(start: TraitModel) -> tuple[TraitModel, int]:
+        return learn(
+            blocks,
+            start,
+            share=options.sharing,
+            rounds=options.rounds,
+            slots=options.max_effects,
+            candidates=options.candidates,
+            panel=panel,
+            progress=say,
+        )
+
+    model, rounds = learned(model)
+    if options.confounders:
+        factor = _factor(blocks, model, options, panel)
+        if factor is not None:
+            variants = sum(len(range(*joint.rows(i).indices(len(direct)))) for i in some)
+            odds = np.log(factor.members / variants)
+            model = replace(model, loadings=factor.loadings[None, :], factor_odds=np.array([odds]))
+            model, more = learned(model)
+            rounds += more
+    return model, direct, rounds
+
+
+def _factor(
+    blocks: BlocksToLocate, model: TraitModel, options: PleiotropyOptions, panel: float | None
+) -> HeritableFactor | None:
+    """The heritable factor that the leads of shared effects show, if any."""
+    size = model.masks.sum(axis=1)
+    spread = np.linalg.inv(np.eye(model.traits) - model.T)
+    effects, weights = [], []
+    each = locate(blocks, model, slots=options.max_effects, candidates=options.candidates, panel=panel)
+    for _, _, found in each:
+        for one, of_class in zip(found.sets, found.of_sets, strict=True):
+            shared = float(of_class[size >= 2].sum())
+            if shared > _SHARED:
+                effects.append(found.mean[one.lead] / max(float(found.inclusion[one.lead]), 1e-12) @ spread)
+                weights.append(min(shared, 1.0))
+    if not effects:
+        return None
+    n = np.sqrt(model.sample_size)
+    own = np.einsum("lk,cl,li->cki", spread, model.masks[size >= 2] * model.slab[None, :], spread)
+    return find_factor(np.array(effects), np.array(weights), own, model.noise / np.outer(n, n))
+
+
+def numbers_of(model: TraitModel) -> dict[str, float]:
+    """What was learned, as numbers by name."""
+    out: dict[str, float] = {}
+    for name in ("slab", "excess", "offsets", "factor_odds"):
+        out |= {f"{name}_{k}": float(x) for k, x in enumerate(getattr(model, name))}
+    return out | {f"loadings_{k}": float(x) for k, x in enumerate(model.loadings.ravel())}
+
+
+def model_from_numbers(known: dict[str, float], traits: Traits, structure: Structure) -> TraitModel:
+    """The model that `numbers_of` was made of."""
+    K = len(traits.names)
+
+    def read(name: str) -> Floats:
+        found = [known[f"{name}_{k}"] for k in range(len(known)) if f"{name}_{k}" in known]
+        return np.array(found, np.float64)
+
+    return TraitModel(
+        traits.sample_size,
+        structure.matrix,
+        read("slab"),
+        structure.effects.T,
+        read("excess"),
+        read("offsets"),
+        structure.draws,
+        read("loadings").reshape(-1, K),
+        read("factor_odds"),
+    )

@@ -1,0 +1,52 @@
+"""The options of a classification of variants by the traits they act on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from deepwas.errors import InputError
+
+__all__ = ["PleiotropyOptions"]
+
+
+@dataclass(frozen=True)
+class PleiotropyOptions:
+    """How variants are classified; every field checks itself.
+
+    vertical: estimate effects of trait on trait, T; else T = 0, and effects through another trait count as direct.
+    sharing: learn how many variants act on several traits; else traits are independent given their priors.
+    confounders: look for heritable factors that act on several traits, and set variants acting through one apart.
+    fdr: of the effects of trait on trait.  threshold: p-value of their instruments.
+    learn_blocks: LD blocks, at most, from which sizes of effects and sharing are learned.  rounds: at most.
+    draws: of T, that carry its uncertainty.
+    max_effects: of a block.  coverage: of credible sets.  candidates: variants whose pairs are weighed exactly.
+    hops_permutations: of the HOPS scores' null, 0 for the theoretical one.  seed: of draws and permutations.
+    """
+
+    vertical: bool = True
+    sharing: bool = True
+    confounders: bool = True
+    fdr: float = 0.05
+    threshold: float = 5e-8
+    learn_blocks: int = 200
+    rounds: int = 10
+    draws: int = 32
+    max_effects: int = 10
+    coverage: float = 0.95
+    candidates: int = 64
+    hops_permutations: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"learn_blocks": 1, "rounds": 1, "draws": 2, "max_effects": 1, "candidates": 2}
+        for name, value in (least | {"hops_permutations": 0, "seed": 0}).items():
+            if getattr(self, name) < value:
+                raise InputError(f"{name} is {getattr(self, name)}; at least {value} is needed.")
+        for name in ("fdr", "threshold", "coverage"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0 and below 1.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)

@@ -1,0 +1,309 @@
+"""`classify`: which variants act on several traits, genome-wide, from runs of these traits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from deepwas import __version__
+from deepwas.errors import InputError
+from deepwas.files import read_json, write_json, write_text
+from deepwas.ld import LDStore, open_ld
+from deepwas.pleiotropy.calls import block_columns, block_figures, loci_of, names_of_values, values_of
+from deepwas.pleiotropy.configurations import TraitModel
+from deepwas.pleiotropy.genome import Structure, read_noise, read_trait_effects, structure_of
+from deepwas.pleiotropy.hops import HIGHEST_CORRELATION, HOPSScores, hops_scores
+from deepwas.pleiotropy.joint import JointBlocks, Traits, named, open_joint, read_traits
+from deepwas.pleiotropy.learning import locate
+from deepwas.pleiotropy.model_of import BlocksToLocate, learn_model, model_from_numbers, numbers_of
+from deepwas.pleiotropy.options import PleiotropyOptions
+from deepwas.pleiotropy.structure import TraitEffects
+from deepwas.pleiotropy.tables import effect_table, loci_in_order, locus_table, pair_table, totals_of, variant_table
+from deepwas.posterior.progress import Computed, require_folder
+from deepwas.posterior.tables import rounded, write_large
+from deepwas.specs import validate_table
+
+__all__ = ["Pleiotropy", "classify"]
+
+Floats = NDArray[np.float64]
+Progress = Callable[[str, int, int], None]
+PathLike = str | os.PathLike[str]
+
+RECORD, PARTIAL = "pleiotropy.json", "pleiotropy.partial.h5"
+TABLE, LOCI, PAIRS, EFFECTS = "pleiotropy.tsv.gz", "loci.tsv", "trait_pairs.tsv", "trait_effects.tsv"
+MAP, SHARING = "pleiotropy.png", "sharing.png"
+
+
+@dataclass(frozen=True, repr=False)
+class Pleiotropy:
+    """Variants of a genome by the traits they act on.
+
+    record: inputs, options, what was learned, totals and counts, ready for JSON.  Tables as data_specs has them:
+    variants (pleiotropy), loci (pleiotropy_loci), pairs (pleiotropy_pairs), trait_effects (pleiotropy_trait_effects).
+    """
+
+    record: dict[str, Any]
+    variants: pl.DataFrame
+    loci: pl.DataFrame
+    pairs: pl.DataFrame
+    trait_effects: pl.DataFrame
+
+    def __repr__(self) -> str:
+        total = self.record["totals"]
+        return (
+            f"Pleiotropy({total['variants']:,} variants, {len(self.record['traits'])} traits, "
+            f"{total['pleiotropic']:.3g} pleiotropic expected, {self.loci.height:,} loci)"
+        )
+
+    def write(self, folder: PathLike) -> None:
+        """Write pleiotropy.tsv.gz, loci.tsv, trait_pairs.tsv, trait_effects.tsv, two pictures and, last, the record."""
+        from deepwas.pleiotropy.picture import plot_map, plot_sharing
+
+        target = Path(folder)
+        target.mkdir(exist_ok=True)
+        validate_table(self.variants, "pleiotropy", str(target / TABLE))
+        write_large(target / TABLE, self.variants)
+        for frame, name, spec in (
+            (self.loci, LOCI, "pleiotropy_loci"),
+            (self.pairs, PAIRS, "pleiotropy_pairs"),
+            (self.trait_effects, EFFECTS, "pleiotropy_trait_effects"),
+        ):
+            validate_table(frame, spec, str(target / name))
+            write_text(target / name, rounded(frame).write_csv(separator="\t", null_value="NA"))
+        plot_map(self, target / MAP)
+        plot_sharing(self, target / SHARING)
+        write_json(target / RECORD, self.record)
+
+
+def classify(
+    runs: Mapping[str, Any] | Sequence[Any],
+    ld: LDStore | PathLike,
+    *,
+    sumstats: Mapping[str, Any] | None = None,
+    noise_correlation: Floats | PathLike | None = None,
+    trait_effects: TraitEffects | PathLike | None = None,
+    options: PleiotropyOptions | None = None,
+    out: PathLike | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Pleiotropy:
+    """Probabilities, for every variant, of effects of its own on two traits or more, under the traits' learned priors.
+
+    Model: `deepwas.pleiotropy.configurations`. First the traits' structure is estimated genome-wide, noise correlation
+    and effects of trait on trait (`deepwas.pleiotropy.structure`); then sizes of effects and sharing are learned from
+    some LD blocks, with heritable factors if there are signs of one; then all blocks are gone through, one at a time.
+
+    runs: finished runs of `fit` or their folders, of 2 to 8 traits on one LD store, as a mapping from the traits' names
+        or a list, whose folders then name the traits. Cross-fitted priors are taken where a run has them. Instead of a
+        run, a table of priors (CHR BP A1 A2 SNPVAR), with its z-scores in `sumstats` under the trait's name.
+    ld: the LD store of the runs.
+    noise_correlation: (K, K), or a table TRAIT_1 TRAIT_2 NOISE, instead of an estimate.
+    trait_effects: instead of an estimate; or a table CAUSE EFFECT T SE.
+    out: folder to write (see `Pleiotropy.write`); what is computed is kept there every 20 seconds.
+    resume: go on with an interrupted classification in `out`, of the same inputs and options.
+    progress: called as progress(what, done, total).
+
+    A variant that lacks a z-score in any trait enters as a candidate, through LD. Memory is that of one block, of the
+    whitened z-scores, and of the tables. Raises InputError for traits that do not belong together.
+    """
+    options = options or PleiotropyOptions()
+    say = progress or (lambda *_: None)
+    given = named(runs, "runs")
+    store = ld if isinstance(ld, LDStore) else open_ld(ld)
+    traits = read_traits(given, store, sumstats)
+    if trait_effects is not None and not options.vertical:
+        raise InputError("trait_effects are given and vertical is False: T is one or the other. Leave one out.")
+    noise = noise_correlation
+    if isinstance(noise, str | os.PathLike):
+        noise = read_noise(noise, traits.names)
+    effects = trait_effects
+    if isinstance(effects, str | os.PathLike):
+        effects = read_trait_effects(effects, traits.names)
+    record = _first_record(store, traits, options, noise, effects)
+    folder = None if out is None else _claimed(Path(out), record, resume)
+    with ExitStack() as stack:
+        cache = Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-"))) / "whitened.h5"
+        joint = stack.enter_context(
+            open_joint(store, traits, cache, lambda done, total: say("whitening LD blocks", done, total))
+        )
+        structure = structure_of(traits, joint, options, noise=noise, effects=effects, progress=say)
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
+            write_json(folder / RECORD, record)
+        computed = Computed(
+            store.n_variants,
+            len(joint),
+            None if folder is None else folder / PARTIAL,
+            record["identity"],
+            names=names_of_values(len(traits.names)),
+            columns=block_columns(len(traits.names)),
+        )
+        with closing(computed):
+            model = _compute(store, traits, joint, structure, options, computed, say)
+        found = _result(record, store, traits, joint, structure, model, options, computed)
+    if folder is not None:
+        found.write(folder)
+        (folder / PARTIAL).unlink(missing_ok=True)
+    return found
+
+
+def _first_record(
+    store: LDStore,
+    traits: Traits,
+    options: PleiotropyOptions,
+    noise: Floats | None,
+    effects: TraitEffects | None,
+) -> dict[str, Any]:
+    given = {
+        "format": "deepwas-pleiotropy",
+        "format_version": 1,
+        "deepwas_version": __version__,
+        "traits": [
+            {"name": name, "sample_size": float(n), **record}
+            for name, n, record in zip(traits.names, traits.sample_size, traits.records, strict=True)
+        ],
+        "ld": {"file": store.path.name, "checksum": store.checksum},
+        "genome_build": store.genome_build,
+        "options": options.as_dict(),
+        "noise_correlation": "estimated" if noise is None else "given",
+        "trait_effects": "given" if effects is not None else "estimated" if options.vertical else "held at 0",
+    }
+    digest = hashlib.sha256(json.dumps(given).encode())
+    arrays = [traits.z, traits.f, traits.sample_size]
+    arrays += [] if noise is None else [np.asarray(noise, np.float64)]
+    arrays += [] if effects is None else [effects.T, effects.standard_error]
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return given | {"status": "running", "identity": digest.hexdigest()}
+
+
+def _claimed(folder: Path, record: dict[str, Any], resume: bool) -> Path:
+    if require_folder(folder, resume):
+        return folder
+    known = read_json(folder / RECORD, "the record of a classification")
+    if known.get("status") == "complete":
+        raise InputError(f"{folder}: complete already, there is nothing to resume. Give another folder.")
+    if known.get("identity") != record["identity"]:
+        raise InputError(f"{folder}: cannot resume: of other inputs, options or version. Give another folder.")
+    return folder
+
+
+def _compute(
+    store: LDStore,
+    traits: Traits,
+    joint: JointBlocks,
+    structure: Structure,
+    options: PleiotropyOptions,
+    computed: Computed,
+    say: Progress,
+) -> TraitModel:
+    """Learn, unless known, and locate what `computed` does not hold yet."""
+    from deepwas.pleiotropy.configurations import direct_variances
+    from deepwas.training.packing import padded_shape, plan_shapes
+
+    shapes: list[tuple[int, int]] = [(0, 0)] * len(joint)
+    groups = plan_shapes(joint.sizes)
+    for group in groups:
+        shape = padded_shape([joint.sizes[i] for i in group])
+        for i in group:
+            shapes[i] = shape
+    panel = float(store.n_samples)
+    if "rounds" not in computed.known:
+        model, direct, rounds = learn_model(traits, joint, structure, shapes, options, panel, say)
+        computed.know(**numbers_of(model), rounds=rounds)
+    else:
+        model = model_from_numbers(computed.known, traits, structure)
+        direct = direct_variances(traits.f, structure.effects.T)
+    order = [i for group in groups for i in group if not computed.done[i]]
+    blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order])
+    passing = structure.passing
+    each = locate(
+        blocks,
+        model,
+        slots=options.max_effects,
+        candidates=options.candidates,
+        coverage=options.coverage,
+        panel=panel,
+    )
+    for done, (i, (block, _, found)) in enumerate(zip(order, each, strict=True), start=len(joint) - len(order) + 1):
+        scored = joint.scored(i)
+        computed.put(
+            i,
+            joint.scored_rows(i),
+            values_of(found, model, scored, passing),
+            block_figures(block, found, model, scored),
+            loci_of(found, block.factor, block.rows.start, scored),
+        )
+        say("classifying LD blocks", done, len(joint))
+    return model
+
+
+def _result(
+    record: dict[str, Any],
+    store: LDStore,
+    traits: Traits,
+    joint: JointBlocks,
+    structure: Structure,
+    model: TraitModel,
+    options: PleiotropyOptions,
+    computed: Computed,
+) -> Pleiotropy:
+    loci = loci_in_order(joint, computed)
+    notes = list(structure.effects.notes)
+    if structure.noise is not None:
+        notes += structure.noise.notes
+    hops, rows = _hops(store, traits, joint, options, notes)
+    table = variant_table(store, traits, joint, computed, loci, hops, rows)
+    by_locus = locus_table(store, traits, loci, model, structure.passing, computed)
+    done = record | {
+        "status": "complete",
+        "learned": {
+            "rounds": int(computed.known["rounds"]),
+            "slab": dict(zip(traits.names, model.slab.tolist(), strict=True)),
+            "excess_log_odds": {str(n): float(x) for n, x in enumerate(model.excess) if n >= 2},
+            "factors": [
+                {"loadings": dict(zip(traits.names, a.tolist(), strict=True)), "prior_odds": float(np.exp(odds))}
+                for a, odds in zip(model.loadings, model.factor_odds, strict=True)
+            ],
+        },
+        "totals": totals_of(table, by_locus, computed),
+        "notes": notes,
+        "counts": traits.tally.as_list(),
+    }
+    return Pleiotropy(done, table, by_locus, pair_table(traits, structure, computed), effect_table(structure))
+
+
+def _hops(
+    store: LDStore, traits: Traits, joint: JointBlocks, options: PleiotropyOptions, notes: list[str]
+) -> tuple[HOPSScores | None, NDArray[np.int64]]:
+    """HOPS with LD correction of the variants that all traits have; None, with a note, where it is not defined."""
+    inside = np.concatenate([np.arange(s.start, s.stop) for s in map(joint.scored_rows, range(len(joint)))])
+    rows = inside[traits.observed[inside]]
+    z = traits.z[rows]
+    scores = store.variants["LDSCORE"].cast(pl.Float64).fill_null(np.nan).to_numpy()[rows]
+    usable = np.isfinite(scores).sum() >= 3 and np.nanmax(scores) > np.nanmin(scores)
+    if not usable:
+        notes.append("HOPS: the LD store has no LD scores, so there is no LD correction.")
+    correlation = np.corrcoef(z, rowvar=False)
+    if np.abs(correlation[np.triu_indices(len(correlation), 1)]).max() > HIGHEST_CORRELATION:
+        notes.append(f"HOPS is not defined where z-scores of traits correlate above {HIGHEST_CORRELATION}: columns NA.")
+        return None, rows
+    found = hops_scores(
+        z,
+        ld_scores=scores if usable else None,
+        permutations=options.hops_permutations,
+        seed=options.seed,
+        names=traits.names,
+    )
+    return found, rows
