@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.finemapping_report import FOUND, SCENARIOS, draw, tables
-from benchmarks.simulate import Region, simulate_annotations, simulate_panel
+from benchmarks.simulate import Region, simulate_annotations, simulate_panel, variant_table
 
 if TYPE_CHECKING:
     from deepwas.ld import LDBlock, LDStore
@@ -176,22 +176,11 @@ def _world(problem: Problem, folder: Path, progress: Progress) -> _World:
 
 
 def _store(regions: Sequence[Region], blocks: Sequence[LDBlock], path: Path, people: int) -> LDStore:
-    import polars as pl
 
     from deepwas.ld.write import write_ld
 
     starts = np.cumsum([0, *(r.m for r in regions)])
-    M = int(starts[-1])
-    variants = pl.DataFrame(
-        {
-            "CHR": ["1"] * M,
-            "SNP": [f"v{j}" for j in range(M)],
-            "BP": np.arange(1, M + 1) * 100,
-            "A1": ["A"] * M,
-            "A2": ["C"] * M,
-            "FREQ": np.concatenate([r.maf for r in regions]),
-        }
-    )
+    variants = variant_table(regions)
     pairs = ((int(start), block) for start, block in zip(starts[:-1], blocks, strict=True))
     return write_ld(path, variants, pairs, build="GRCh37", n_samples=people)
 

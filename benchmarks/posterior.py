@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.simulate import Region, effect_variance, simulate_annotations, simulate_panel
+from benchmarks.simulate import Region, effect_variance, simulate_annotations, simulate_panel, variant_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,23 +127,12 @@ def _world(problem: Problem, folder: Path, progress: Progress) -> _World:
 
 
 def _store(problem: Problem, regions: Sequence[Region], folder: Path) -> LDStore:
-    import polars as pl
 
     from deepwas.ld import LDBlock
     from deepwas.ld.write import write_ld
 
     starts = np.cumsum([0, *(r.m for r in regions)])
-    M = int(starts[-1])
-    variants = pl.DataFrame(
-        {
-            "CHR": ["1"] * M,
-            "SNP": [f"v{j}" for j in range(M)],
-            "BP": np.arange(1, M + 1) * 100,
-            "A1": ["A"] * M,
-            "A2": ["C"] * M,
-            "FREQ": np.concatenate([r.maf for r in regions]),
-        }
-    )
+    variants = variant_table(regions)
     blocks = (
         (int(start), LDBlock.from_correlation(r.correlation, eigenvalue_floor=problem.eigenvalue_floor))
         for start, r in zip(starts[:-1], regions, strict=True)

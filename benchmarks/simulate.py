@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.errors import InputError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = [
     "Panel",
@@ -25,6 +28,7 @@ __all__ = [
     "simulate_regions",
     "simulate_tracks",
     "simulate_trait",
+    "variant_table",
 ]
 
 RECOMBINATION_RATE = 1e-8  # per base pair and generation
@@ -325,3 +329,21 @@ def simulate_effects_and_trait(
         effects.append(beta)
         z.append(np.sqrt(sample_size) * region.correlation @ beta + np.sqrt(noise) * error)
     return effects, z
+
+
+def variant_table(regions: Sequence[Region | Panel]) -> pl.DataFrame:
+    """The regions' variants as an LD store has them, a hundred bases apart on one chromosome."""
+    import polars as pl
+
+    frequency = np.concatenate([r.maf for r in regions])
+    M = len(frequency)
+    return pl.DataFrame(
+        {
+            "CHR": ["1"] * M,
+            "SNP": [f"v{j}" for j in range(M)],
+            "BP": np.arange(1, M + 1) * 100,
+            "A1": ["A"] * M,
+            "A2": ["C"] * M,
+            "FREQ": frequency,
+        }
+    )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deepwas import __version__
 from deepwas.errors import InputError
-from deepwas.files import read_json, write_json, write_text
+from deepwas.files import write_json, write_text
 from deepwas.ld import LDStore, open_ld
 from deepwas.pleiotropy.calls import block_columns, block_figures, loci_of, names_of_values, values_of
 from deepwas.pleiotropy.configurations import TraitModel
@@ -30,7 +30,7 @@ from deepwas.pleiotropy.model_of import BlocksToLocate, learn_model, model_from_
 from deepwas.pleiotropy.options import PleiotropyOptions
 from deepwas.pleiotropy.structure import TraitEffects
 from deepwas.pleiotropy.tables import effect_table, loci_in_order, locus_table, pair_table, totals_of, variant_table
-from deepwas.posterior.progress import Computed, require_folder
+from deepwas.posterior.progress import Computed, claim_folder
 from deepwas.posterior.tables import rounded, write_large
 from deepwas.specs import validate_table
 
@@ -131,7 +131,7 @@ def classify(
     if isinstance(effects, str | os.PathLike):
         effects = read_trait_effects(effects, traits.names)
     record = _first_record(store, traits, options, noise, effects)
-    folder = None if out is None else _claimed(Path(out), record, resume)
+    folder = None if out is None else claim_folder(Path(out), RECORD, "classification", record["identity"], resume)
     with ExitStack() as stack:
         cache = Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-"))) / "whitened.h5"
         joint = stack.enter_context(
@@ -186,17 +186,6 @@ def _first_record(
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return given | {"status": "running", "identity": digest.hexdigest()}
-
-
-def _claimed(folder: Path, record: dict[str, Any], resume: bool) -> Path:
-    if require_folder(folder, resume):
-        return folder
-    known = read_json(folder / RECORD, "the record of a classification")
-    if known.get("status") == "complete":
-        raise InputError(f"{folder}: complete already, there is nothing to resume. Give another folder.")
-    if known.get("identity") != record["identity"]:
-        raise InputError(f"{folder}: cannot resume: of other inputs, options or version. Give another folder.")
-    return folder
 
 
 def _compute(

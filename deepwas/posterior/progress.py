@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from deepwas.errors import InputError
-from deepwas.files import reopen_hdf5
+from deepwas.files import read_json, reopen_hdf5
 
-__all__ = ["COLUMNS", "FINEMAP_PARTIAL", "PARTIAL", "Computed", "require_folder"]
+__all__ = ["COLUMNS", "FINEMAP_PARTIAL", "PARTIAL", "Computed", "claim_folder", "require_folder"]
 
 PARTIAL, FINEMAP_PARTIAL = "posterior.partial.h5", "finemap.partial.h5"
 COLUMNS = ("prior", "mean", "sd", "standard_error", "score", "expected_score", "exact", "residual")
@@ -31,6 +31,21 @@ def require_folder(folder: Path, resume: bool) -> bool:
     if not resume:
         raise InputError(f"{folder}: not empty. To go on with an interrupted one, give --resume; else another folder.")
     return False
+
+
+def claim_folder(folder: Path, record: str, what: str, identity: str, resume: bool) -> Path:
+    """The folder to write, as `require_folder`; one that is resumed must hold an unfinished record of that identity.
+
+    record: name of the record's file.  what: whose record it is, for messages.
+    """
+    if require_folder(folder, resume):
+        return folder
+    known = read_json(folder / record, f"the record of a {what}")
+    if known.get("status") == "complete":
+        raise InputError(f"{folder}: complete already, there is nothing to resume. Give another folder.")
+    if known.get("identity") != identity:
+        raise InputError(f"{folder}: cannot resume: of other inputs, options or version. Give another folder.")
+    return folder
 
 
 class Computed:

@@ -16,13 +16,12 @@ import numpy as np
 import polars as pl
 
 from deepwas import __version__
-from deepwas.errors import InputError
-from deepwas.files import read_json, write_json, write_text
+from deepwas.files import write_json, write_text
 from deepwas.finemapping.options import FineMapOptions
 from deepwas.ld import LDStore, open_ld
 from deepwas.posterior.effects import Way, posterior_of_factor
 from deepwas.posterior.options import PosteriorOptions
-from deepwas.posterior.progress import FINEMAP_PARTIAL, PARTIAL, Computed, require_folder
+from deepwas.posterior.progress import FINEMAP_PARTIAL, PARTIAL, Computed, claim_folder
 from deepwas.posterior.score_file import check_name, write_score_file
 from deepwas.posterior.source import Source, source_of
 from deepwas.posterior.tables import block_table, rounded, totals_of, variant_table, write_large
@@ -147,7 +146,7 @@ def estimate_posterior(
     store = ld if isinstance(ld, LDStore) else open_ld(ld)
     source = source_of(prior, store, sumstats, options)
     record = _first_record(store, source, options, finemap)
-    folder = None if out is None else _claimed(Path(out), record, resume)
+    folder = None if out is None else claim_folder(Path(out), RECORD, "posterior", record["identity"], resume)
     with ExitStack() as stack:
         cache = Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-"))) / "whitened.h5"
         blocks = stack.enter_context(
@@ -212,17 +211,6 @@ def _first_record(
     for array in (*arrays, source.f, np.array(sorted(source.noise.items()))):
         digest.update(np.ascontiguousarray(array).tobytes())
     return given | {"status": "running", "identity": digest.hexdigest()}
-
-
-def _claimed(folder: Path, record: dict[str, Any], resume: bool) -> Path:
-    if require_folder(folder, resume):
-        return folder
-    known = read_json(folder / RECORD, "the record of a posterior")
-    if known.get("status") == "complete":
-        raise InputError(f"{folder}: complete already, there is nothing to resume. Give another folder.")
-    if known.get("identity") != record["identity"]:
-        raise InputError(f"{folder}: cannot resume: of other inputs, options or version. Give another folder.")
-    return folder
 
 
 def _compute(
