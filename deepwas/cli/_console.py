@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -42,6 +43,15 @@ def progress(what: str) -> Iterator[Advance]:
 def say(text: str) -> None:
     """One line on standard error."""
     console.print(text, markup=False)
+
+
+@contextmanager
+def warnings_said(category: type[Warning] = Warning) -> Iterator[None]:
+    """Within, warnings of the category are said at once, each time, as lines of the log."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", category)
+        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+        yield
 
 
 def say_tally(tally: Tally) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from deepwas.cli._console import progress_of_stages, say, say_tally
+from deepwas.cli._console import progress_of_stages, say, say_tally, warnings_said
 from deepwas.cli._outputs import Overwrite, require_output
 from deepwas.errors import DataWarning, InputError
 
@@ -79,9 +78,7 @@ def enrich(
 
     from deepwas.enrichment import Jackknife, estimate_enrichment
 
-    with progress_of_stages() as progress, warnings.catch_warnings():
-        warnings.simplefilter("always", DataWarning)
-        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    with progress_of_stages() as progress, warnings_said(DataWarning):
         found = estimate_enrichment(
             ld,
             sumstats,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from deepwas.cli._console import progress_of_stages, say, show
+from deepwas.cli._console import progress_of_stages, say, show, warnings_said
 from deepwas.cli._flags import naming_flags
 from deepwas.cli._outputs import say_if_nothing_to_resume
 from deepwas.errors import DataWarning, InputError
@@ -95,9 +94,7 @@ def interpret(
             from deepwas.tracks import open_windows
 
             windows[kind] = open_windows(given, store, kind=kind)  # type: ignore[arg-type]
-    with progress_of_stages() as progress, warnings.catch_warnings():
-        warnings.simplefilter("always", DataWarning)
-        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    with progress_of_stages() as progress, warnings_said(DataWarning):
         found = run_interpret(
             load_fit(run),
             store,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deepwas.cli._console import progress, say, say_tally
+from deepwas.cli._console import progress, say, say_tally, warnings_said
 from deepwas.cli._flags import naming_flags
 from deepwas.cli._outputs import Overwrite, require_output
 from deepwas.errors import DataWarning, InputError
@@ -137,10 +136,7 @@ def build(
     require_output(out, overwrite, [*panel, *([blocks] if blocks else [])])
     cut = options.blocks is None and options.window is None
     what = "variants passed, once to cut and once to decompose" if cut else "variants decomposed"
-    with progress(what) as advance, warnings.catch_warnings():
-        warnings.simplefilter("always", DataWarning)
-        # At once: it is said before the long work that it is about.
-        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    with progress(what) as advance, warnings_said(DataWarning):
         store = build_ld(genotypes, out, options, progress=advance)
     with store:
         say_tally(Tally([Count(**row) for row in store.attributes["provenance"]["tally"]]))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from deepwas.cli._console import progress_of_stages, say, say_counts, show
+from deepwas.cli._console import progress_of_stages, say, say_counts, show, warnings_said
 from deepwas.cli._flags import naming_flags
 from deepwas.cli._outputs import say_if_nothing_to_resume
 from deepwas.errors import InputError
@@ -145,9 +144,7 @@ def posterior(
 
     from deepwas.posterior import estimate_posterior
 
-    with progress_of_stages() as progress, warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    with progress_of_stages() as progress, warnings_said():
         found = estimate_posterior(
             given,
             store,
