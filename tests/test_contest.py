@@ -113,6 +113,19 @@ def test_tracks_are_the_smooth_annotations_with_errors():
         simulate_tracks(regions, bins=4)
 
 
+def test_shapes_are_planted_in_their_place_and_decoys_elsewhere():
+    problem = motif.Problem(bases=96, distance=30, height=20.0)
+    told = np.arange(2000) % 10 == 0
+    signal = motif.plant_shape(problem, told, np.random.default_rng(0))
+    assert signal.shape == (2000, 48, 4)
+    high = (np.abs(signal) > 10).all(axis=2)
+    place = (48 + 30) // 2 - problem.shape // 2
+    assert high[told].sum(axis=0).nonzero()[0].tolist() == list(range(place, place + problem.shape))
+    runs = high[~told]
+    assert runs.any(axis=1).sum() == told.sum()
+    assert not runs[:, place - 1 : place + problem.shape + 1].all(axis=1).any()
+
+
 def test_motifs_are_planted_in_their_place_and_decoys_elsewhere():
     problem = motif.Problem(bases=96, distance=30)
     both, told = motif.plant(problem, 4000, np.random.default_rng(0))

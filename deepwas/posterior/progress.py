@@ -79,7 +79,7 @@ class Computed:
             return
         import h5py
 
-        busy = InputError(f"{path}: another process is writing this posterior. Wait for it, or give another folder.")
+        busy = InputError(f"{path}: another process is writing to it. Wait for it, or give another folder.")
         self._file = reopen_hdf5(path, identity, busy)
         if self._file is None:
             self._file = h5py.File(path, "w")
