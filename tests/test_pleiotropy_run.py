@@ -18,7 +18,7 @@ from deepwas.pleiotropy import joint as joint_module
 from deepwas.pleiotropy import run as run_module
 from deepwas.pleiotropy.calls import classify_probabilities
 from deepwas.pleiotropy.configurations import TraitModel
-from deepwas.pleiotropy.factors import find_factor
+from deepwas.pleiotropy.factors import find_factors
 from deepwas.pleiotropy.learning import JointBlock, locate
 from deepwas.posterior import progress as computed_parts
 from deepwas.runs import Fit
@@ -331,24 +331,40 @@ def test_classes_are_the_likeliest():
     assert classify_probabilities(*p.T).tolist() == expected
 
 
-@pytest.mark.parametrize("confounded", [True, False])
+@pytest.mark.parametrize("confounded", [0, 12, 25])
 def test_a_heritable_factor_is_found_where_there_is_one(confounded):
     rng = np.random.default_rng(1)
     masks, error = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1]]), CN / N
     covariances = 4e-4 * np.stack([np.diag(mask) for mask in masks])
     loadings = np.array([0.02, -0.015, 0.0])
     own = rng.normal(size=(30, 3)) * 0.02 * masks[rng.integers(4, size=30)]
-    through = rng.normal(size=(25, 1)) * loadings[None, :]
-    effects = np.concatenate([own, through]) if confounded else own
-    effects = effects + rng.multivariate_normal(np.zeros(3), error, len(effects))
-    found = find_factor(effects, np.ones(len(effects)), covariances, error)
+    through = rng.normal(size=(confounded, 1)) * loadings[None, :]
+    effects = np.concatenate([own, through]) + rng.multivariate_normal(np.zeros(3), error, 30 + confounded)
+    every = np.ones(len(effects))
+    found = find_factors(effects, every, covariances, np.full(3, 4e-4), error)
     if not confounded:
-        assert found is None
+        assert found == []
         return
-    assert found.loadings[2] == 0
-    assert found.loadings[1] / found.loadings[0] == pytest.approx(-0.75, abs=0.1)
-    assert 15 < found.members < 35
-    assert find_factor(effects[:, :2], np.ones(len(effects)), covariances[:, :2, :2], error[:2, :2]) is None
+    (one,) = found
+    assert one.loadings[2] == 0
+    assert one.loadings[1] / one.loadings[0] == pytest.approx(-0.75, abs=0.1)
+    assert 0.6 * confounded - 1 < one.members < 1.4 * confounded + 2
+    assert find_factors(effects[:, :2], every, covariances[:, :2, :2], np.full(2, 4e-4), error[:2, :2]) == []
+
+
+def test_several_heritable_factors_are_told_apart():
+    rng = np.random.default_rng(3)
+    sets = np.array([[1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]])
+    covariances = 4e-4 * np.stack([np.diag(mask) for mask in sets])
+    a, b = np.array([0.02, -0.015, 0.0, 0.01]), np.array([0.0, 0.015, 0.02, 0.0])
+    own = rng.normal(size=(20, 4)) * 0.02 * sets[rng.integers(4, size=20)]
+    effects = np.concatenate([own, rng.normal(size=(12, 1)) * a, rng.normal(size=(8, 1)) * b])
+    effects += 1e-3 * rng.normal(size=effects.shape)
+    found = find_factors(effects, np.ones(40), covariances, np.full(4, 4e-4), 1e-6 * np.eye(4))
+    assert len(found) == 2
+    for one, true in zip(found, (a, b), strict=True):
+        assert abs(one.loadings @ true) > 0.99 * np.linalg.norm(one.loadings) * np.linalg.norm(true)
+        assert one.evidence > 1
 
 
 def test_uncertain_paths_and_factors_enter_the_classes():

@@ -2,94 +2,171 @@
 
 The effects of n variants that seem to act on several traits, b_i (K,) with errors E = C_n / N, are a mixture
 
-    b_i ~ (1 - w) mean_c N(0, V_c + E) + w N(0, a a^T + E),
+    b_i ~ (1 - w) sum_c q_c N(0, V_c + E) + w N(0, a a^T + E),
 
-own effects on two traits or more, c their set, or one effect with loadings a. It is fitted by expectation-maximisation
-from many starts. A factor is kept only if the mixture is much likelier than own effects alone, and holds several
-variants. Two traits are too few: effects in one ratio are then a line through a cloud that few variants make.
+own effects on two traits or more, c their set, or one effect v ~ N(0, 1) with loadings a on the traits S. All sets of
+one size have the same q_c; sizes' shares, w and a are fitted by expectation-maximisation, from many starts.
+
+A factor is believed by its evidence, the likelihood integrated over a ~ N(0, diag u^2), u^2 the slabs, and over w, by
+Laplace's method, and over the choice of S: two variants always lie on a line, three rarely do by chance. With
+x = E^-1/2 a and s = |x|^2 a member's information on x is s / (1 + s) across x and 2 s / (1 + s)^2 along it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import comb, log
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HeritableFactor", "find_factor"]
+__all__ = ["HeritableFactor", "find_factors"]
 
 Floats = NDArray[np.float64]
 
 _STARTS = 30
-_STEPS = 60
-_LEAST_MEMBERS = 5.0
-_LEAST_SHARE = 0.1
-_ACTS = 0.05  # squared loading over the largest, below which a trait is not of the factor
+_REFINED = 4  # starts whose traits are chosen with care
+_STEPS = 40
+_MOST_FACTORS = 3
+_LEAST_MEMBERS = 1.8
+_LEAST_EVIDENCE = 1.0  # log odds
+_SEEN = 3.0  # standard errors of an effect that a factor's first guess is made of
 
 
 @dataclass(frozen=True, eq=False)
 class HeritableFactor:
-    """loadings: (K,), a; a a^T is the covariance of effects through it.  share: w.  members: expected number of them.
+    """loadings: (K,), a; a a^T is the covariance of effects through it.  members: expected number of them.
 
-    gain: log likelihood over own effects alone, less the price of its parameters.
+    evidence: log odds for it, over own effects and the factors before it.
     """
 
     loadings: Floats
-    share: float
     members: float
-    gain: float
+    evidence: float
 
 
-def find_factor(effects: Floats, weights: Floats, own: Floats, error: Floats) -> HeritableFactor | None:
-    """The factor that explains the most, or None.
+def find_factors(effects: Floats, weights: Floats, sets: Floats, slab: Floats, error: Floats) -> list[HeritableFactor]:
+    """Factors that the effects show, the clearest first; often none. Two traits are too few to show any.
 
     effects: (n, K), total effects.  weights: (n,), probability that each acts on several traits.
-    own: (C, K, K), V_c, covariance of own effects on each set of two traits or more.  error: (K, K), of the estimates.
+    sets: (C, K, K), V_c, covariance of own effects on each set of two traits or more.  slab: (K,), u^2, variances of
+    effects.  error: (K, K), E.
     """
     K = effects.shape[1]
-    if K < 3 or weights.sum() < 2 * _LEAST_MEMBERS:
-        return None
-    alone = np.logaddexp.reduce([_log_density(effects, V + error) for V in own], axis=0) - np.log(len(own))
-    unit = np.sqrt(np.max([np.diag(V) for V in own], axis=0))
-    strength = np.sum((effects / unit[None, :]) ** 2, axis=1) * weights
-    best: tuple[float, Floats, float, Floats] | None = None
-    for start in np.argsort(-strength, kind="stable")[:_STARTS]:
-        found = _fit(effects, weights, alone, error, effects[start])
-        if best is None or found[0] > best[0]:
-            best = found
-    assert best is not None
-    gain, a, share, member = best
-    gain -= (K + 1) * np.log(weights.sum())
-    members = float(member.sum())
-    if gain <= 0 or members < _LEAST_MEMBERS or share < _LEAST_SHARE:
-        return None
-    relative = (a / unit) ** 2
-    a = np.where(relative < _ACTS * relative.max(), 0.0, a)
-    return HeritableFactor(a, share, members, float(gain)) if (a != 0).sum() >= 2 else None
-
-
-def _fit(
-    effects: Floats, weights: Floats, alone: Floats, error: Floats, start: Floats
-) -> tuple[float, Floats, float, Floats]:
-    """Gain, a, w and each variant's weight in the factor, from one start."""
-    a, w = start.copy(), 0.3
-    gain, member = -np.inf, weights
-    for _ in range(_STEPS):
-        through = _log_density(effects, np.outer(a, a) + error)
-        both = np.logaddexp(np.log1p(-w) + alone, np.log(w) + through)
-        before, gain = gain, float(np.sum(weights * (both - alone)))
-        member = weights * np.exp(np.log(w) + through - both)
-        total = max(member.sum(), 1e-9)
-        w = float(np.clip(total / weights.sum(), 1e-3, 0.99))
-        moment = (effects * member[:, None]).T @ effects / total
-        # The likeliest a a^T beside known errors: the leading direction once errors are whitened.
-        root = np.linalg.cholesky(error)
-        half = np.linalg.inv(root)
-        values, vectors = np.linalg.eigh(half @ moment @ half.T)
-        a = root @ vectors[:, -1] * np.sqrt(max(values[-1] - 1, 1e-6))
-        if gain - before < 1e-6 * max(abs(gain), 1.0):
+    out: list[HeritableFactor] = []
+    if K < 3 or weights.sum() < _LEAST_MEMBERS:
+        return out
+    problem = _Problem(effects, weights, sets, slab, error)
+    while len(out) < _MOST_FACTORS:
+        found = problem.best([one.loadings for one in out])
+        if found is None or found.evidence < _LEAST_EVIDENCE or found.members < _LEAST_MEMBERS:
             break
-    return gain, a, w, member
+        out.append(found)
+    return out
+
+
+class _Problem:
+    """Effects, whitened by their errors once."""
+
+    def __init__(self, effects: Floats, weights: Floats, sets: Floats, slab: Floats, error: Floats):
+        self.weights, self.slab = weights, slab
+        values, vectors = np.linalg.eigh(error)
+        self.half = (vectors / np.sqrt(values)) @ vectors.T  # E^-1/2
+        self.x = effects @ self.half
+        self.K = effects.shape[1]
+        size = (np.einsum("ckk->ck", sets) > 0).sum(axis=1)
+        each = np.stack([_log_density(self.x, self.half @ V @ self.half + np.eye(self.K)) for V in sets])
+        self.of_size = np.stack(
+            [np.logaddexp.reduce(each[size == n], axis=0) - log((size == n).sum()) for n in np.unique(size)]
+        )  # (sizes, n)
+        self.strength = np.square(self.x).sum(axis=1) * weights
+        self.seen = np.abs(effects) / np.sqrt(np.diag(error)) > _SEEN
+
+    def best(self, known: list[Floats]) -> HeritableFactor | None:
+        """The likeliest further factor."""
+        others = np.concatenate([self.of_size, *(self._through(self.half @ a)[None] for a in known)])
+        alone = self._mixture(others)[1]
+        tried = []
+        for i in np.argsort(-self.strength, kind="stable")[:_STARTS]:
+            support = self.seen[i].copy()
+            if support.sum() >= 2:
+                tried.append((self._fit(others, alone, support, self.x[i]), support))
+        tried.sort(key=lambda one: -one[0][0])
+        best: HeritableFactor | None = None
+        for (evidence, x, members), support in tried[:_REFINED]:
+            better = True
+            while better:
+                better = False
+                for k in range(self.K):
+                    other = support.copy()
+                    other[k] = ~other[k]
+                    if other.sum() < 2:
+                        continue
+                    # A trait that joins starts from a small loading.
+                    new = self._fit(others, alone, other, x + 0.5 * (self.half[:, k] * np.sqrt(self.slab[k])))
+                    if new[0] > evidence + 1e-6:
+                        (evidence, x, members), support, better = new, other, True
+            if best is None or evidence > best.evidence:
+                best = HeritableFactor(np.where(support, np.linalg.solve(self.half, x), 0.0), members, evidence)
+        return best
+
+    def _mixture(self, parts: Floats) -> tuple[Floats, Floats]:
+        """Shares of the parts, by expectation-maximisation, and log density of each variant."""
+        share = np.full(len(parts), 1 / len(parts))
+        for _ in range(_STEPS):
+            log_density = np.logaddexp.reduce(parts + np.log(share)[:, None], axis=0)
+            member = np.exp(parts + np.log(share)[:, None] - log_density)
+            share = (member @ self.weights + 0.5) / (self.weights.sum() + 0.5 * len(parts))
+        return share, np.logaddexp.reduce(parts + np.log(share)[:, None], axis=0)
+
+    def _through(self, x: Floats) -> Floats:
+        s = x @ x
+        return np.asarray(
+            -0.5 * (np.square(self.x).sum(axis=1) - (self.x @ x) ** 2 / (1 + s) + np.log1p(s) + self.K * log(2 * np.pi))
+        )
+
+    def _fit(
+        self, others: Floats, alone: Floats, support: NDArray[np.bool_], start: Floats
+    ) -> tuple[float, Floats, float]:
+        """Evidence, x and number of members of the factor on the traits `support`."""
+        half = self.half[:, support]
+        project = half @ np.linalg.solve(half.T @ half, half.T)
+        x = project @ start
+        own = np.concatenate([others, others[:1]])
+        share = np.full(len(own), 0.7 / (len(own) - 1))
+        share[-1] = 0.3
+        total = self.weights.sum()
+        for _ in range(_STEPS):
+            own[-1] = self._through(x)
+            joint = own + np.log(share)[:, None]
+            log_density = np.logaddexp.reduce(joint, axis=0)
+            member = np.exp(joint - log_density) * self.weights
+            share = (member.sum(axis=1) + 0.5) / (total + 0.5 * len(own))
+            s, r = x @ x, member[-1]
+            v = self.x @ x / (1 + s)
+            second = r @ v**2 + r.sum() / (1 + s)
+            # The scale of v is free, too: one step more to where it is 1.
+            x = project @ (self.x.T @ (r * v)) / max(second, 1e-12) * np.sqrt(second / max(r.sum(), 1e-12))
+        own[-1] = self._through(x)
+        joint = own + np.log(share)[:, None]
+        log_density = np.logaddexp.reduce(joint, axis=0)
+        members = float(self.weights @ np.exp(joint[-1] - log_density))
+        gain = float(self.weights @ (log_density - alone))
+        return gain - self._price(x, members, total, support), x, members
+
+    def _price(self, x: Floats, members: float, total: float, support: NDArray[np.bool_]) -> float:
+        """Log of likelihood at its maximum over its integral, over a on the support, w, and the choice of support."""
+        s, n = max(float(x @ x), 1e-6), max(members, 1e-6)
+        along = np.outer(x, x) / s
+        information = n * (s / (1 + s) * (np.eye(self.K) - along) + 2 * s / (1 + s) ** 2 * along)
+        half = self.half[:, support]
+        a = np.linalg.lstsq(half, x, rcond=None)[0]
+        slab = self.slab[support]
+        precision = half.T @ information @ half + np.diag(1 / slab)
+        loadings = 0.5 * (np.linalg.slogdet(precision)[1] + np.log(slab).sum() + (a**2 / slab).sum())
+        w = np.clip(members / total, 1 / total, 1 - 1e-3)
+        share = 0.5 * (log(total / (w * (1 - w))) - log(2 * np.pi))
+        return float(loadings - log(2) + share + log(self.K - 1) + log(comb(self.K, int(support.sum()))))
 
 
 def _log_density(x: Floats, covariance: Floats) -> Floats:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deepwas.errors import InputError
 from deepwas.pleiotropy.configurations import TraitModel, direct_variances
-from deepwas.pleiotropy.factors import HeritableFactor, find_factor
+from deepwas.pleiotropy.factors import HeritableFactor, find_factors
 from deepwas.pleiotropy.genome import Structure
 from deepwas.pleiotropy.joint import JointBlocks, Traits
 from deepwas.pleiotropy.learning import JointBlock, learn, locate
@@ -93,35 +93,41 @@ def learn_model(
 
     model, rounds = learned(model)
     if options.confounders:
-        factor = _factor(blocks, model, options, panel)
-        if factor is not None:
+        factors = _factors(blocks, model, options, panel)
+        if factors:
             variants = sum(len(range(*joint.rows(i).indices(len(direct)))) for i in some)
-            odds = np.log(factor.members / variants)
-            model = replace(model, loadings=factor.loadings[None, :], factor_odds=np.array([odds]))
+            odds = np.log([one.members / variants for one in factors])
+            model = replace(model, loadings=np.stack([one.loadings for one in factors]), factor_odds=odds)
             model, more = learned(model)
             rounds += more
     return model, direct, rounds
 
 
-def _factor(
+def _factors(
     blocks: BlocksToLocate, model: TraitModel, options: PleiotropyOptions, panel: float | None
-) -> HeritableFactor | None:
-    """The heritable factor that the leads of shared effects show, if any."""
+) -> list[HeritableFactor]:
+    """The heritable factors that the leads of shared effects show, if any."""
     size = model.masks.sum(axis=1)
     spread = np.linalg.inv(np.eye(model.traits) - model.T)
+    n = np.sqrt(model.sample_size)
     effects, weights = [], []
     each = locate(blocks, model, slots=options.max_effects, candidates=options.candidates, panel=panel)
-    for _, _, found in each:
+    for block, _, found in each:
+        G = np.asarray(block.factor, np.float64)
+        u = found.mean @ model.forward
+        left = block.whitened - G @ u
         for one, of_class in zip(found.sets, found.of_sets, strict=True):
             shared = float(of_class[size >= 2].sum())
             if shared > _SHARED:
-                effects.append(found.mean[one.lead] / max(float(found.inclusion[one.lead]), 1e-12) @ spread)
+                # Not the posterior mean, which is 0 where the likeliest configuration has no effect.
+                g = G[:, one.lead]
+                alone = left + G[:, one.variants] @ u[one.variants]
+                effects.append(g @ alone / (g @ g) / n)
                 weights.append(min(shared, 1.0))
     if not effects:
-        return None
-    n = np.sqrt(model.sample_size)
+        return []
     own = np.einsum("lk,cl,li->cki", spread, model.masks[size >= 2] * model.slab[None, :], spread)
-    return find_factor(np.array(effects), np.array(weights), own, model.noise / np.outer(n, n))
+    return find_factors(np.array(effects), np.array(weights), own, model.slab, model.noise / np.outer(n, n))
 
 
 def numbers_of(model: TraitModel) -> dict[str, float]:
