@@ -127,5 +127,5 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     first, second = figure.axes
     first.set_xlabel("training blocks")
     second.set_xlabel("features (8 of them meaningful)")
-    first.legend(frameon=False, fontsize=8)
+    second.legend(frameon=False, fontsize=8, handlelength=3.5)
     figure.savefig(path, format="png", dpi=110)
