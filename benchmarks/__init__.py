@@ -14,11 +14,16 @@ __all__ = ["BENCHMARKS", "Benchmark"]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark: its name on the command line, what it asks, and the module that answers."""
+    """One benchmark: its name on the command line, what it asks, and the module that answers.
+
+    presets: sizes it comes in, "quick" and "full" among them; it then measures as `measure(preset, progress, parts)`,
+    keeps in the folder `parts` what is done, and goes on from there.
+    """
 
     name: str
     question: str
     module: str
+    presets: tuple[str, ...] = ()
 
 
 BENCHMARKS = (
@@ -76,6 +81,12 @@ BENCHMARKS = (
         "finemapping",
         "Are inclusion probabilities and credible sets calibrated, what do priors add, is LD that is off noticed?",
         "benchmarks.finemapping",
+    ),
+    Benchmark(
+        "pleiotropy",
+        "Are variants with own effects on several traits found and told from paths, confounders and LD, by whom?",
+        "benchmarks.pleiotropy",
+        ("quick", "medium", "full"),
     ),
     Benchmark(
         "tracks",

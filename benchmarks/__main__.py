@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...] [--quick] [--out DIR]`: run benchmarks, print their tables, keep JSON and PNG."""
+"""`python -m benchmarks [NAME ...] [--quick] [--preset SIZE] [--out DIR]`: run benchmarks, print and keep figures."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ def run(
     quick: Annotated[
         bool, typer.Option("--quick", help="A small problem, under a minute: shows that it runs, proves nothing.")
     ] = False,
+    preset: Annotated[
+        str | None, typer.Option(help="Another size than the full one, of a benchmark that has several.")
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for NAME.json and NAME.png (NAME-quick with --quick); made if missing.")
     ] = RESULTS,
@@ -43,8 +46,16 @@ def run(
         for benchmark in BENCHMARKS:
             typer.echo(f"{benchmark.name:12s} {benchmark.question}")
         return
-    for benchmark in _chosen(names):
-        _run_one(benchmark, quick, _folder(out))
+    chosen = _chosen(names)
+    if quick and preset not in (None, "quick"):
+        raise InputError(f"--quick and --preset {preset} are two sizes: give one of them.")
+    size = preset or ("quick" if quick else "full")
+    for benchmark in chosen:
+        presets = benchmark.presets or ("quick", "full")
+        if size not in presets:
+            raise InputError(f"{benchmark.name} has no preset {size!r}; it has: {', '.join(presets)}.")
+    for benchmark in chosen:
+        _run_one(benchmark, size, _folder(out))
 
 
 def _chosen(names: list[str]) -> list[Benchmark]:
@@ -65,11 +76,16 @@ def _folder(out: Path) -> Path:
     return out
 
 
-def _run_one(benchmark: Benchmark, quick: bool, folder: Path) -> None:
+def _run_one(benchmark: Benchmark, size: str, folder: Path) -> None:
     module: Any = importlib.import_module(benchmark.module)
+    quick = size == "quick"
+    stem = benchmark.name if size == "full" else f"{benchmark.name}-{size}"
     begun = time.monotonic()
     with progress_of_stages() as progress:
-        figures = module.measure(quick, progress)
+        if benchmark.presets:
+            figures = module.measure(size, progress, folder / f"{stem}.parts")
+        else:
+            figures = module.measure(quick, progress)
     content = {
         "benchmark": benchmark.name,
         "question": benchmark.question,
@@ -81,10 +97,9 @@ def _run_one(benchmark: Benchmark, quick: bool, folder: Path) -> None:
     }
     for table in module.tables(figures):
         show(table)
-    stem = f"{benchmark.name}-quick" if quick else benchmark.name
+    write_json(folder / f"{stem}.json", content)
     with atomic_path(folder / f"{stem}.png") as temporary:
         module.draw(figures, temporary)
-    write_json(folder / f"{stem}.json", content)
     say(f"{benchmark.name}: {content['seconds']:.0f} s; wrote {folder / stem}.json and .png")
 
 

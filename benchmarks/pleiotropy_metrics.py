@@ -17,6 +17,7 @@ __all__ = [
     "Pooled",
     "Reliability",
     "average_precision",
+    "bin_sums",
     "calls_by_local_fdr",
     "calls_by_p",
     "class_rates",
@@ -27,7 +28,9 @@ __all__ = [
     "mean_and_error",
     "pair_rates",
     "pooled_fdr",
+    "pooled_reliability",
     "power_at_fdr",
+    "precision_at",
     "reliability",
     "union",
 ]
@@ -84,7 +87,7 @@ def calls_by_local_fdr(local_fdr: Array, level: float = 0.05) -> Mask:
     """The largest set of smallest local FDRs whose mean is at most level; ties enter together; missing: no call."""
     value = np.where(np.isnan(local_fdr), np.inf, local_fdr)
     ranked = np.sort(value)
-    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
     fine = ends[(np.cumsum(ranked) / np.arange(1, len(ranked) + 1))[ends] <= level]
     return value <= ranked[fine[-1]] if len(fine) else np.zeros(len(value), dtype=bool)
 
@@ -102,19 +105,43 @@ class Reliability:
     error: float
 
 
-def reliability(probability: Array, truth: Mask, *, bins: int = 10, above: float = 0.0) -> Reliability:
-    """Calibration of the probabilities >= above. Empty bins are left out; with nothing above, the error is nan."""
+def bin_sums(probability: Array, truth: Mask, *, bins: int = 10, above: float = 0.0) -> Array:
+    """(3, bins), of the probabilities >= above by bins of equal width: their sum, how many are true, how many there
+    are. Sums of replicates add up."""
     if np.isnan(probability).any() or probability.min(initial=0) < -1e-9 or probability.max(initial=0) > 1 + 1e-9:
         raise InputError("probabilities lie between 0 and 1, and none is missing.")
     kept = probability >= above
     p, true = probability[kept], truth[kept]
     which = np.minimum((np.clip(p, 0, 1) * bins).astype(int), bins - 1)
-    number = np.bincount(which, minlength=bins)
-    filled = number > 0
-    stated = np.bincount(which, weights=p, minlength=bins)[filled] / number[filled]
-    observed = np.bincount(which, weights=true, minlength=bins)[filled] / number[filled]
-    error = float((number[filled] * np.abs(stated - observed)).sum() / len(p)) if len(p) else float("nan")
-    return Reliability(stated, observed, number[filled], error)
+    return np.array([np.bincount(which, weights=x, minlength=bins) for x in (p, true, np.ones(len(p)))])
+
+
+def pooled_reliability(sums: Array) -> Reliability:
+    """Calibration from `bin_sums`, or a sum of them. Empty bins are left out; with nothing in any, the error is nan."""
+    stated, observed, number = sums[:, sums[2] > 0]
+    error = float(np.abs(stated - observed).sum() / number.sum()) if len(number) else float("nan")
+    return Reliability(stated / number, observed / number, number.astype(np.int64), error)
+
+
+def reliability(probability: Array, truth: Mask, *, bins: int = 10, above: float = 0.0) -> Reliability:
+    """Calibration of the probabilities >= above, in bins of equal width; see `pooled_reliability`."""
+    return pooled_reliability(bin_sums(probability, truth, bins=bins, above=above))
+
+
+def precision_at(truth: Mask, score: Array, recall: Array, total: int | None = None) -> Array:
+    """Precision at the first cut that finds each share of the true ones; 0 where none does, nan without true ones.
+
+    total: true ones in all, where some are not among those scored.
+    """
+    hits, calls = _steps(truth, score)
+    every = int(truth.sum()) if total is None else total
+    if not every:
+        return np.full(len(recall), np.nan)
+    place = np.searchsorted(hits, np.ceil(np.asarray(recall) * every - 1e-9))
+    found = place < len(hits)
+    precision = np.zeros(len(recall))
+    precision[found] = (hits / calls)[place[found]]
+    return precision
 
 
 def confusion(truth: NDArray[np.int64], called: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,0 +1,282 @@
+"""Pleiotropy: are variants with own effects on several traits found, are their probabilities true, does it hold up?
+
+Every scenario of `benchmarks.pleiotropy_simulate` is simulated again and again on one coalescent genome; deepwas, with
+noise correlation and effects of trait on trait that it estimates itself, and others (`benchmarks.pleiotropy_baselines`)
+call variants and loci, and the truth judges them (`benchmarks.pleiotropy_score`). Scenarios by letter: a no effects,
+b single ones, c own effects on several traits, d paths between traits, e a heritable confounder, f pairs in LD, g all
+of b to f with the LD of 400 other people, h all with annotations, mixed all of b to f.
+
+Sizes of effects are held while the sample grows: mixed, g and h take N = 50,000, 200,000 and 500,000 in turn.
+Each replicate is kept as one line as soon as it is done, under a name made of the settings and the code: a second call
+goes on where the first was stopped, and computes anew once either has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pleiotropy_analysis import Analysis, analyse
+from benchmarks.pleiotropy_genome import Genome, load_genome, save_genome, simulate_genome
+from benchmarks.pleiotropy_report import draw, summary, tables
+from benchmarks.pleiotropy_simulate import PRIORS, simulate
+
+__all__ = ["PRESETS", "Analysis", "Cell", "Preset", "analyse", "draw", "measure", "replicate", "tables"]
+
+Progress = Callable[[str, int, int], None]
+
+SIZES = (5e4, 2e5, 5e5)
+EFFECT = 4e-4  # mean square of an effect; N = 200,000 sees a signal of 80
+_ROOT = Path(__file__).parents[1]
+_PARTS = ("calls", "configurations", "factors", "genome", "joint", "learning", "model_of", "options", "structure/*")
+_CODE = (
+    "benchmarks/pleiotropy*.py",
+    "benchmarks/simulate.py",
+    "deepwas/finemapping/*.py",
+    *(f"deepwas/pleiotropy/{name}.py" for name in _PARTS),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One scenario under fixed settings.
+
+    scenario: a name in SCENARIOS.  changes: to its recipe.  sizes: N, in turn by replicate, effects held.
+    priors: that deepwas is given.  structure: "estimated" or "true".  others: whether baselines are computed.
+    """
+
+    scenario: str
+    replicates: int
+    changes: dict[str, Any] = field(default_factory=dict)
+    sizes: tuple[float, ...] = (2e5,)
+    priors: tuple[str, ...] = ("flat",)
+    structure: str = "estimated"
+    others: bool = False
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is simulated.
+
+    regions, m: of the genome.  people, panel: whose LD; of others.  polygenicity: of scenarios that name none.
+    traits: K, but where a cell names it.  cells: by name.  learn_blocks, rounds: options of deepwas.
+    permutations: of HOPS.  workers: processes, 0 for none but this.
+    """
+
+    regions: int
+    m: int
+    people: int
+    panel: int
+    polygenicity: float
+    cells: dict[str, Cell]
+    traits: int = 6
+    learn_blocks: int = 75
+    rounds: int = 6
+    permutations: int = 5
+    workers: int = 2
+    seed: int = 1
+
+
+def _cells(most: int, few: int) -> dict[str, Cell]:
+    """All cells, of `most` or `few` replicates."""
+    # Heritability held: signals of 1,200, 12 and 1.2, in 30,000 variants.
+    h2 = EFFECT * 45
+    return {
+        "mixed": Cell("mixed", most, sizes=SIZES, others=True),
+        "g": Cell("g", most, sizes=SIZES, others=True),
+        "h": Cell("h", most, sizes=SIZES, priors=PRIORS),
+        "mixed, true T and C": Cell("mixed", few, sizes=SIZES, structure="true"),
+        "a": Cell("a", few, {"polygenicity": 0.0}, others=True),
+        **{
+            f"b, {share:g}": Cell("b", few, {"polygenicity": share, "h2": h2}, others=share == 1e-3)
+            for share in (1e-4, 1e-3, 1e-2, 1e-1)
+        },
+        **{f"c, {K} traits": Cell("c", few, {"traits": K}) for K in (2, 4, 6, 8)},
+        "d": Cell("d", few),
+        "e": Cell("e", few),
+        "f": Cell("f", few),
+        "pilot": Cell("pilot", few, others=True),
+    }
+
+
+PRESETS = {
+    "quick": Preset(
+        regions=20, m=40, people=300, panel=300, polygenicity=0.02, traits=3, learn_blocks=20, rounds=2,
+        permutations=2, workers=0,
+        cells={
+            "mixed": Cell("mixed", 2, sizes=SIZES, others=True),
+            "g": Cell("g", 1),
+            "h": Cell("h", 1, priors=("flat", "informative")),
+            "a": Cell("a", 1, {"polygenicity": 0.0}),
+        },
+    ),
+    "medium": Preset(regions=100, m=200, people=2000, panel=400, polygenicity=2e-3, cells=_cells(9, 3)),
+    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 10)),
+}  # fmt: skip
+
+
+def replicate(preset: Preset, name: str, number: int, genome: Genome) -> dict[str, Any]:
+    """One replicate of a cell: figures by method, ready for JSON. What deepwas refuses is said under "refused"."""
+    from benchmarks.pleiotropy_baselines import all_baselines, two_significant
+    from benchmarks.pleiotropy_score import score_analysis, score_calls
+    from deepwas.errors import DeepwasError
+    from deepwas.pleiotropy import PleiotropyOptions
+
+    cell = preset.cells[name]
+    size = cell.sizes[number % len(cell.sizes)]
+    changes = {"traits": preset.traits, "polygenicity": preset.polygenicity, "signal": EFFECT * size} | cell.changes
+    K = changes["traits"]
+    if cell.scenario in ("mixed", "g", "h", "d", "pilot"):
+        changes.setdefault("paths", min(3, K - 1))
+    if cell.scenario == "pilot":
+        changes["signal"] = 150.0
+    changes |= {"sample_size": size, "factor_traits": min(3, K)}
+    simulated = simulate(cell.scenario, genome=genome, seed=1000 * preset.seed + number, **changes)
+    found: dict[str, Any] = {
+        "cell": name,
+        "number": number,
+        "sample_size": size,
+        "traits": K,
+        "variants": genome.M,
+        "methods": {},
+        "refused": {},
+    }
+    options = PleiotropyOptions(learn_blocks=preset.learn_blocks, rounds=preset.rounds)
+    structure: Any = cell.structure
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the user of one analysis is warned; here figures say it
+        for prior in cell.priors:
+            try:
+                own = analyse(simulated, prior=prior, structure=structure, options=options)
+            except DeepwasError as error:
+                found["refused"][prior] = str(error)
+                continue
+            found["methods"][f"deepwas, {prior}"] = score_analysis(simulated, own)
+            structure = own.structure
+        calls = [two_significant(simulated.z)]
+        if cell.others:
+            calls = all_baselines(
+                simulated.z, simulated.ld_scores, permutations=preset.permutations, seed=number, level=0.05
+            )
+        for one in calls:
+            found["methods"][one.name] = score_calls(simulated, one)
+    return found
+
+
+def measure(preset: str, progress: Progress, parts: Path) -> dict[str, Any]:
+    """All replicates of a preset, kept in the folder `parts` one by one, and what they say together."""
+    plan = PRESETS[preset]
+    parts.mkdir(exist_ok=True)
+    world = parts / f"genome-{plan.regions}x{plan.m}-{plan.people}-{plan.panel}-{plan.seed}.npz"
+    if not world.exists():
+        made = simulate_genome(
+            plan.regions,
+            m=plan.m,
+            people=plan.people,
+            panel_people=plan.panel,
+            seed=plan.seed,
+            progress=lambda done, total: progress("simulating LD", done, total),
+        )
+        save_genome(made, world)
+    kept = parts / f"replicates-{_digest(plan)}.jsonl"
+    known = {(x["cell"], x["number"]): x for x in _read(kept)}
+    every = [(name, n) for name, cell in plan.cells.items() for n in range(cell.replicates)]
+    # First replicates of all cells first: what is there when a run is stopped is of every kind.
+    left = sorted((x for x in every if x not in known), key=lambda x: x[1] / plan.cells[x[0]].replicates)
+    with kept.open("a", encoding="utf-8") as file:
+        for done, one in enumerate(_each(plan, left, world), start=len(every) - len(left) + 1):
+            file.write(json.dumps(one) + "\n")
+            file.flush()
+            known[one["cell"], one["number"]] = one
+            progress("replicates", done, len(every))
+    settings = asdict(plan)
+    return {"settings": settings, "preset": preset, **summary([known[x] for x in every], plan.cells)}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Replicates that are kept; a last line that was cut off is dropped."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _digest(plan: Preset) -> str:
+    """Of the settings but for numbers of replicates, and of the code that is measured."""
+    settings = asdict(plan)
+    for cell in settings["cells"].values():
+        del cell["replicates"]
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    report = _ROOT / "benchmarks/pleiotropy_report.py"
+    for pattern in _CODE:
+        for path in sorted(_ROOT.glob(pattern)):
+            if path != report:
+                found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def _each(plan: Preset, left: list[tuple[str, int]], world: Path) -> Iterator[dict[str, Any]]:
+    """Replicates as they are done, by processes of one thread each."""
+    if not left:
+        return
+    if plan.workers == 0:
+        genome = load_genome(world)
+        for name, number in left:
+            yield replicate(plan, name, number, genome)
+        return
+    with _one_thread():
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(plan.workers, mp_context=context, initializer=_begin, initargs=(plan, world))
+        try:
+            for one in as_completed([pool.submit(_work, name, number) for name, number in left]):
+                yield one.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What processes started meanwhile see: one thread for linear algebra."""
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+_shared: dict[str, Any] = {}
+
+
+def _begin(plan: Preset, world: Path) -> None:
+    """A process: JAX starts while one core is allowed, so it has one thread; then all cores are."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if allowed is not None:
+        os.sched_setaffinity(0, {min(allowed)})
+    import jax
+
+    jax.devices()
+    if allowed is not None:
+        os.sched_setaffinity(0, allowed)
+    _shared.update(plan=plan, genome=load_genome(world))
+
+
+def _work(name: str, number: int) -> dict[str, Any]:
+    return replicate(_shared["plan"], name, number, _shared["genome"])
