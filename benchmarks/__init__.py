@@ -89,6 +89,16 @@ BENCHMARKS = (
         ("quick", "medium", "full"),
     ),
     Benchmark(
+        "height",
+        "What do learned priors change in fine-mapping height on the example?",
+        "benchmarks.height",
+    ),
+    Benchmark(
+        "geuvadis",
+        "Do variants called shared in half of the people hold in the other half?",
+        "benchmarks.geuvadis",
+    ),
+    Benchmark(
         "tracks",
         "How many variants a second are tracks and sequence extracted for, in how much memory, and read again?",
         "benchmarks.tracks",

@@ -113,6 +113,7 @@ def test_help_and_wrong_arguments_do_not_wait_for_jax(tmp_path):
             "interpret",
             "posterior",
             "pleiotropy",
+            "locus",
         ),
         *("demo", "doctor"),
     )
@@ -161,6 +162,7 @@ def test_help_and_wrong_arguments_do_not_wait_for_jax(tmp_path):
         ["posterior", gone, "--ld", present, "--out", out],
         ["posterior", "--priors", present, "--sumstats", present, "--ld", present, "--out", out],
         ["pleiotropy", f"a={gone}", f"b={gone}", "--ld", present, "--out", out],
+        ["locus", gone, "--ld", present, "--variant", "rs1", "--out", out + ".png"],
         ["demo", "--out", present],
         ["demo", "--out", str(tmp_path / "no" / "folder")],
         ["demo", "--seed", "-1"],

@@ -75,6 +75,8 @@ def variant_table(
     )
     own = [pl.Series(f"PIP_{name}", value[f"pip_{k}"]) for k, name in enumerate(traits.names)]
     own += [pl.Series(f"EFFECT_{name}", value[f"effect_{k}"]) for k, name in enumerate(traits.names)]
+    own += [pl.Series(f"Z_{name}", traits.z[rows, k]) for k, name in enumerate(traits.names)]
+    own += [pl.Series(f"SNPVAR_{name}", traits.f[rows, k]) for k, name in enumerate(traits.names)]
     return table.select(names_of("pleiotropy")).with_columns(*own).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
