@@ -193,7 +193,7 @@ def test_structure_is_estimated_where_it_is_not_given(world, found, monkeypatch)
     assert (off < 5 * np.maximum(structure.noise.standard_error, 0.05)).all()
     assert any("instruments" in note for note in structure.effects.notes)
     assert not structure.effects.T.any()
-    np.testing.assert_array_equal(structure.passing, 0)
+    assert (structure.passing < 0.5).all()
 
 
 def test_files_follow_their_specifications(world, found):

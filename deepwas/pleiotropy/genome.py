@@ -39,12 +39,12 @@ class Structure:
 
     @property
     def passing(self) -> Floats:
-        """(K,), probability that a direct effect on the trait reaches another one: that the sign of T is right."""
-        edges = self.effects.T != 0
-        if not edges.any():
-            return np.zeros(len(edges))
-        agree = (np.sign(self.draws) == np.sign(self.effects.T)[None]).mean(axis=0)
-        return np.asarray(np.where(edges, agree, 0.0).max(axis=1))
+        """(K,), probability that a direct effect on the trait reaches another one: that there is T, of its sign."""
+        if not len(self.draws):
+            return np.zeros(len(self.matrix))
+        sign = np.sign(np.where(self.effects.T != 0, self.effects.T, np.nan_to_num(self.effects.estimate)))
+        agree = ((np.sign(self.draws) == sign[None]) & (sign != 0)[None]).mean(axis=0)
+        return np.asarray(agree.max(axis=1))
 
 
 def structure_of(
@@ -87,7 +87,7 @@ def structure_of(
         own = TraitEffects.given(zero, zero, names=names)
     else:
         own = _effects(traits, joint, matrix, options, progress)
-    draws = own.draws(options.draws, seed=options.seed) if own.selected.any() else np.zeros((0, K, K))
+    draws = own.draws(options.draws, seed=options.seed) if own.probability.any() else np.zeros((0, K, K))
     return Structure(matrix, found, own, draws)
 
 

@@ -17,13 +17,19 @@ from deepwas.pleiotropy.joint import JointBlocks, Traits
 from deepwas.pleiotropy.learning import JointBlock, learn, locate
 from deepwas.pleiotropy.options import PleiotropyOptions
 
-__all__ = ["BlocksToLocate", "learn_model", "model_from_numbers", "numbers_of"]
+__all__ = ["BlocksToLocate", "learn_model", "model_from_numbers", "numbers_of", "prior_direct"]
 
 Floats = NDArray[np.float64]
 Say = Callable[[str, int, int], None]
 
 _START = 1e-3  # mean pi_jk that learning starts from
 _SHARED = 0.5
+_LEAST_OWN = 0.02  # of f: f and T are estimates, and rule out no effect of a variant's own
+
+
+def prior_direct(f: Floats, T: Floats) -> Floats:
+    """Direct variances d (M, K), `direct_variances` and at least a fiftieth of f."""
+    return np.maximum(direct_variances(f, T), _LEAST_OWN * f)
 
 
 class BlocksToLocate(Sequence[JointBlock]):
@@ -60,17 +66,14 @@ def learn_model(
 
     shapes: that each joint block is padded to.  panel: people that the LD was estimated from.
     """
-    direct = direct_variances(traits.f, structure.effects.T)
+    direct = prior_direct(traits.f, structure.effects.T)
     inside = np.zeros(len(direct), bool)
     for i in range(len(joint)):
         inside[joint.rows(i)] = True
     mean = direct[inside].mean(axis=0)
     for k, name in enumerate(traits.names):
         if not mean[k] > 0:
-            raise InputError(
-                f"{name}: its prior is 0 in all LD blocks that are used, or all of it is explained by other traits' "
-                "effects on it. Leave the trait out, or hold T = 0 (--no-vertical)."
-            )
+            raise InputError(f"{name}: its prior is 0 in all LD blocks that are used. Leave the trait out.")
     model = TraitModel(traits.sample_size, structure.matrix, mean / _START, structure.effects.T, draws=structure.draws)
     some = np.unique(np.linspace(0, len(joint) - 1, min(len(joint), options.learn_blocks)).astype(int)).tolist()
     blocks = BlocksToLocate(joint, direct, some, [shapes[i] for i in some])

@@ -26,7 +26,7 @@ from deepwas.pleiotropy.genome import Structure, read_noise, read_trait_effects,
 from deepwas.pleiotropy.hops import HIGHEST_CORRELATION, HOPSScores, hops_scores
 from deepwas.pleiotropy.joint import JointBlocks, Traits, named, open_joint, read_traits
 from deepwas.pleiotropy.learning import locate
-from deepwas.pleiotropy.model_of import BlocksToLocate, learn_model, model_from_numbers, numbers_of
+from deepwas.pleiotropy.model_of import BlocksToLocate, learn_model, model_from_numbers, numbers_of, prior_direct
 from deepwas.pleiotropy.options import PleiotropyOptions
 from deepwas.pleiotropy.structure import TraitEffects
 from deepwas.pleiotropy.tables import effect_table, loci_in_order, locus_table, pair_table, totals_of, variant_table
@@ -198,7 +198,6 @@ def _compute(
     say: Progress,
 ) -> TraitModel:
     """Learn, unless known, and locate what `computed` does not hold yet."""
-    from deepwas.pleiotropy.configurations import direct_variances
     from deepwas.training.packing import padded_shape, plan_shapes
 
     shapes: list[tuple[int, int]] = [(0, 0)] * len(joint)
@@ -213,7 +212,7 @@ def _compute(
         computed.know(**numbers_of(model), rounds=rounds)
     else:
         model = model_from_numbers(computed.known, traits, structure)
-        direct = direct_variances(traits.f, structure.effects.T)
+        direct = prior_direct(traits.f, structure.effects.T)
     order = [i for group in groups for i in group if not computed.done[i]]
     blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order])
     passing = structure.passing

@@ -16,17 +16,21 @@ from deepwas.errors import DeepwasError, InputError
 from deepwas.pleiotropy.structure.instruments import Instruments, select_instruments
 from deepwas.pleiotropy.structure.likelihood import MOST_EFFECT, Floats, InstrumentLikelihood
 from deepwas.pleiotropy.structure.noise import checked_names
+from deepwas.pleiotropy.structure.search import EdgeTests, fit, off_share, weigh_edges, with_errors
 from deepwas.tally import Tally
 
 __all__ = ["TraitEffects", "trait_effects"]
 
 Progress = Callable[[str, int, int], None]
 
-_MOST_TRAITS = 20  # time grows as the sixth power
-_LEAST_INSTRUMENTS = 5
+_MOST_TRAITS = 20
+_LEAST_INSTRUMENTS = 3
 _WEAK = 0.1  # of the other direction's squared z-score
 _OFF_SHARE = 0.2
 _OFF_RATIO = 5.41  # twice the log likelihood; 1%, one-sided, at the bound
+_PRIOR_SPREAD = 0.3  # of an effect that is there
+_MORE_LIKELY_THAN_NOT = 0.5
+_NO_CHANCE = 0.01  # posterior probability of an edge below which it is 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +40,10 @@ class TraitEffects:
     T: zero but for `selected` edges; I - T has an inverse, spectral radius < 1.
     standard_error: of T, all other edges held at zero; NaN where T is.
     left_out: (groups, K, K), T without each group of LD blocks; None for effects that were given with their errors.
-    estimate, estimate_error, p: of every edge, all estimated at once; NaN where the cause has too few instruments.
-    selected: Benjamini-Hochberg over ordered pairs at `fdr`, less the unresolved.
+    estimate, estimate_error, p: of every edge, given those that fit best; NaN where the cause has too few instruments.
+    probability: posterior probability of every edge, also of those that are not selected: 0 where it is unresolved,
+        has too few instruments, or is below 1%; 1 where an effect was given.
+    selected: Benjamini-Hochberg over ordered pairs at `fdr`, of probability 0.5 or more, less the unresolved.
     unresolved: edges that fit, but so does a confounder: both directions fit, or a share of the cause's instruments
         has no such effect. T is zero there.
     off_share: that share, where an edge was tested for it, else NaN.
@@ -57,6 +63,11 @@ class TraitEffects:
     instruments: NDArray[np.int64]
     notes: tuple[str, ...]
     tally: Tally = field(default_factory=Tally)
+    probability: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def __post_init__(self) -> None:
+        if not self.probability.size:
+            object.__setattr__(self, "probability", (self.T != 0).astype(np.float64))
 
     @property
     def total(self) -> Floats:
@@ -97,25 +108,37 @@ class TraitEffects:
         )  # fmt: skip
 
     def draws(self, count: int, *, seed: int = 0) -> Floats:
-        """(count, K, K) draws of T from the normal distribution of its estimate; those that are not stable are redrawn.
+        """(count, K, K) draws of T: each edge is there with its `probability`, else 0; unstable draws are redrawn.
 
-        The covariance is the jackknife's; edges that were given are independent.
+        Effects that are there are normal: those of selected edges with the jackknife's covariance, the others, and
+        effects that were given, each with its own error. Of an edge and its reverse one at most is there, unless both
+        are certain.
         """
         K = len(self.T)
         draws = np.zeros((count, K, K))
-        if not self.selected.any():
+        chance = self.probability
+        if not chance.any():
             return draws
-        mean = self.T[self.selected]
-        if self.left_out is None:
-            factor = np.diag(self.standard_error[self.selected])
-        else:
+        soft = (chance > 0) & ~self.selected
+        mean = np.where(soft, self.estimate, self.T)
+        error = np.where(soft, self.estimate_error, np.where(self.selected, self.standard_error, 0.0))
+        factor = None
+        if self.left_out is not None and self.selected.any():
             some = self.left_out[:, self.selected]
             groups = len(some)
             factor = (some - some.mean(axis=0)).T * np.sqrt((groups - 1) / groups)
+        upper = np.triu(np.ones((K, K), bool), 1)
+        certain = (chance >= 1) & (chance.T >= 1)
         rng = np.random.default_rng(seed)
         for i in range(count):
             for _ in range(1000):
-                draws[i, self.selected] = mean + factor @ rng.normal(size=factor.shape[1])
+                u = rng.random((K, K))
+                u = np.where(upper, u, u.T)
+                there = np.where(upper, u < chance, u >= 1 - chance) | certain
+                T = mean + error * rng.normal(size=(K, K))
+                if factor is not None:
+                    T[self.selected] = mean[self.selected] + factor @ rng.normal(size=factor.shape[1])
+                draws[i] = np.where(there & (chance > 0), T, 0.0)
                 if _radius(draws[i]) < 1:
                     break
             else:
@@ -143,12 +166,14 @@ def trait_effects(
     noise: (K, K), `NoiseCorrelation.matrix`.  blocks: (M,) int, in genome order.
     threshold, correlation: see `select_instruments`.  fdr: of edges.  groups: for the jackknife, at most.
 
-    Standard errors: one Newton step without each group of neighbouring blocks, Student's t with groups - 1 degrees of
-    freedom. An edge that fits in both directions is unresolved, unless one has less than a tenth of the other's squared
-    z-score and is dropped; so is one where more than a fifth of the instruments has no such effect, at 1%.
+    Edges are searched one by one, with and without a heritable factor behind several traits, by their likelihood and
+    what the parameters cost (`deepwas.pleiotropy.structure.search`). p: likelihood ratio, chi-square with one degree
+    of freedom. Standard errors: the larger of the curvature's and a sandwich over groups of neighbouring blocks. An
+    edge that fits in both directions is unresolved, unless one has less than a tenth of the other's likelihood ratio
+    and is dropped; so is one where more than a fifth of the instruments has no such effect, at 1%.
     Raises DeepwasError if the spectral radius of T is 1 or more.
     """
-    from scipy.stats import false_discovery_control, t
+    from scipy.stats import chi2, false_discovery_control
 
     values, size, C, labels = _checked(z, sample_size, noise, blocks, names)
     if groups < 3:
@@ -170,8 +195,7 @@ def trait_effects(
     nothing = np.full((K, K), np.nan)
     off = ~np.eye(K, dtype=bool)
     open_edges = off & known[:, None]
-    model = _model(values, size, C, chosen, groups) if known.any() else None
-    if model is None or model.n_groups < 3:
+    if not known.any() or len(np.unique(chosen.block)) < 3:
         notes.append("there are instruments in too few LD blocks: no effects of trait on trait can be estimated.")
         zero = np.zeros((K, K))
         none = zero.astype(bool)
@@ -190,39 +214,47 @@ def trait_effects(
             tuple(notes),
             tally,
         )
+    model, group = _model(values, size, C, chosen, groups)
     say("effects of trait on trait", 0, 4)
-    theta = model.search(open_edges)
+    fitted = fit(model, open_edges)
     say("effects of trait on trait", 1, 4)
-    estimate, error, _ = _with_errors(model, theta, open_edges)
+    tests = weigh_edges(fitted, open_edges)
     p = np.full((K, K), np.nan)
-    p[open_edges] = 2 * t.sf(np.abs(estimate / error)[open_edges], model.n_groups - 1)
-    selected = np.zeros((K, K), bool)
-    selected[open_edges] = false_discovery_control(p[open_edges]) <= fdr
+    p[open_edges] = chi2.sf(tests.gain[open_edges], 1)
+    fits = np.zeros((K, K), bool)
+    fits[open_edges] = false_discovery_control(p[open_edges]) <= fdr
+    fits &= _probability(tests, np.zeros_like(fits)) >= _MORE_LIKELY_THAN_NOT
     say("effects of trait on trait", 2, 4)
-    selected, unresolved = _one_direction(selected, estimate / error, labels, notes)
-    # The edges that do not fit are held at zero from here on.
-    support = selected | unresolved
-    theta, _ = model.maximise(_held(model, theta, support), _free(model, support))
-    bound = selected & (np.abs(model.unpack(theta).T) > 0.99 * MOST_EFFECT)
+    selected, unresolved = _one_direction(fits, np.sign(tests.effect) * np.sqrt(tests.gain), labels, notes)
+    # The edges that do not fit are held at zero from here on; of those that fit both ways, what the search kept stays.
+    support = selected | (unresolved & fitted.edges)
+    fitted = fitted.with_edges(support, np.where(support, tests.effect, 0.0))
+    bound = selected & (np.abs(fitted.T) > 0.99 * MOST_EFFECT)
     for cause, effect in np.argwhere(bound):
         selected[cause, effect], unresolved[cause, effect] = False, True
         notes.append(
             f"{labels[cause]} -> {labels[effect]}: the estimate has come to its bound of {MOST_EFFECT:g} standard "
             "deviations: unresolved."
         )
-    off_share = nothing.copy()
+    shares = nothing.copy()
     for cause, effect in np.argwhere(selected):
-        share, ratio = _off(model, theta, support, cause, effect)
-        off_share[cause, effect] = share
+        share, ratio = off_share(fitted, cause, effect)
+        shares[cause, effect] = share
         if share > _OFF_SHARE and ratio > _OFF_RATIO:
             selected[cause, effect], unresolved[cause, effect] = False, True
             notes.append(
                 f"{labels[cause]} -> {labels[effect]}: fits, but {share:.0%} of the instruments of {labels[cause]} "
                 "have no such effect, as if a confounder acted on both: unresolved."
             )
+    if fitted.model.F:
+        moved = _moved(fitted.model.unpack(fitted.theta).loadings[0] / fitted.model.scale)
+        notes.append(
+            f"a heritable factor stands behind instruments of {', '.join(labels[k] for k in moved)}: what they share "
+            "in its ratio is no effect of one on the other."
+        )
     say("effects of trait on trait", 3, 4)
-    T, errors, replicates = _with_errors(model, theta, support)
-    T = np.where(selected, T, 0)
+    errors, replicates = with_errors(fitted, group)
+    T = np.where(selected, fitted.T, 0)
     _check_stable(T, labels)
     say("effects of trait on trait", 4, 4)
     return TraitEffects(
@@ -230,46 +262,52 @@ def trait_effects(
         T=T,
         standard_error=np.where(selected, errors, np.nan),
         left_out=np.where(selected, replicates, 0),
-        estimate=np.where(open_edges, estimate, np.nan),
-        estimate_error=np.where(open_edges, error, np.nan),
+        estimate=tests.effect,
+        estimate_error=tests.error,
         p=p,
         selected=selected,
         unresolved=unresolved,
-        off_share=off_share,
+        off_share=shares,
         instruments=counts,
         notes=tuple(notes),
         tally=tally,
+        probability=_probability(tests, unresolved | unresolved.T),
     )
 
 
-def _model(z: Floats, size: Floats, C: Floats, chosen: Instruments, groups: int) -> InstrumentLikelihood:
-    b = z[chosen.rows] / np.sqrt(size)
-    _, own = np.unique(chosen.block, return_inverse=True)
+def _probability(tests: EdgeTests, unresolved: NDArray[np.bool_]) -> Floats:
+    """(K, K), posterior probability of each edge against its reverse and against none, all other edges as they are.
+
+    Bayes factors after Wakefield 2009: an effect that is there is N(0, 0.3^2), its estimate normal around it. Each
+    ordered pair has a prior probability of one to twice the number of traits.
+    """
+    prior = 0.5 / len(unresolved)
+    shrink = tests.error**2 / (tests.error**2 + _PRIOR_SPREAD**2)
+    log_odds = np.log(prior / (1 - 2 * prior)) if prior < 0.25 else np.log(0.5)
+    log_odds = log_odds + 0.5 * np.log(shrink) + 0.5 * tests.alone * (1 - shrink)
+    log_odds = np.where(np.isfinite(log_odds), log_odds, -np.inf)
+    top = np.maximum(np.maximum(log_odds, log_odds.T), 0)
+    weight = np.exp(log_odds - top)
+    found = weight / (np.exp(-top) + weight + weight.T)
+    return np.where(unresolved | (found < _NO_CHANCE), 0.0, found)
+
+
+def _moved(loadings: Floats) -> NDArray[np.int64]:
+    """The traits that a factor moves by a quarter or more of what it moves the most."""
+    return np.flatnonzero(np.abs(loadings) >= 0.25 * np.abs(loadings).max())
+
+
+def _model(
+    z: Floats, size: Floats, C: Floats, chosen: Instruments, groups: int
+) -> tuple[InstrumentLikelihood, NDArray[np.int64]]:
+    """The likelihood, and the group of blocks of each of its variants."""
+    rows, first, variant = np.unique(chosen.rows, return_index=True, return_inverse=True)
+    weight = 1 / np.bincount(chosen.locus)[chosen.locus]
+    noise = C / np.sqrt(np.outer(size, size))
+    model = InstrumentLikelihood(z[rows] / np.sqrt(size)[None, :], variant, chosen.trait, weight, noise)
+    _, own = np.unique(chosen.block[first], return_inverse=True)
     blocks = int(own.max()) + 1
-    count = min(groups, blocks)
-    return InstrumentLikelihood(b, chosen.trait, C / np.sqrt(np.outer(size, size)), own * count // blocks)
-
-
-def _free(model: InstrumentLikelihood, edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    free = np.ones(model.ends[-1], bool)
-    free[: model.ends[0]] = edges[model.off]
-    return free
-
-
-def _held(model: InstrumentLikelihood, theta: Floats, edges: NDArray[np.bool_]) -> Floats:
-    """theta with the other edges at zero."""
-    held = theta.copy()
-    held[: model.ends[0]] *= edges[model.off]
-    return held
-
-
-def _with_errors(model: InstrumentLikelihood, theta: Floats, edges: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
-    """T, its standard errors (NaN where it is held), (K, K), and T without each group (groups, K, K)."""
-    G, K = model.n_groups, model.K
-    replicates = np.zeros((G, K, K))
-    replicates[:, model.off] = model.left_out(theta, _free(model, edges))[:, : model.ends[0]]
-    error = np.sqrt((G - 1) / G * ((replicates - replicates.mean(axis=0)) ** 2).sum(axis=0))
-    return model.unpack(theta).T, np.where(edges, error, np.nan), replicates
+    return model, own * min(groups, blocks) // blocks
 
 
 def _one_direction(
@@ -293,32 +331,6 @@ def _one_direction(
             "feedback and a common cause look the same here: unresolved."
         )
     return selected, unresolved
-
-
-def _off(
-    model: InstrumentLikelihood, theta: Floats, support: NDArray[np.bool_], cause: int, effect: int
-) -> tuple[float, float]:
-    """Share of the cause's direct instruments that have no effect of the edge, and twice the log likelihood gained."""
-    wider = model.with_edge_off(cause, effect)
-    # A third without the edge to begin with: far from the bound, where the likelihood is flat.
-    first = model.ends[2] + 1 + cause
-    begin = np.append(theta, theta[first] - 1)
-    # The rest is held, so the gain is, if anything, too small.
-    free = np.zeros(wider.ends[-1], bool)
-    free[wider.ends[2] :] = True
-    edge = np.zeros_like(support)
-    edge[cause, effect] = True
-    free[: wider.ends[0]] = edge[wider.off]
-    best, share = -np.inf, 0.0
-    here = int(np.flatnonzero(edge[wider.off])[0])
-    for times in (1, 3):  # a mean over instruments with and without the effect is smaller than the effect
-        begin[here] = np.clip(times * theta[here], -MOST_EFFECT, MOST_EFFECT)
-        found, _ = wider.maximise(begin, free)
-        value = wider.value_and_gradient(found, prior=False)[0]
-        odds = wider.unpack(found).logits
-        if value > best:
-            best, share = value, float(1 / (1 + np.exp(odds[1 + cause] - odds[-1])))
-    return share, 2 * (best - model.value_and_gradient(theta, prior=False)[0])
 
 
 def _checked(

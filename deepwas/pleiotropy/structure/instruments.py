@@ -13,6 +13,7 @@ from deepwas.errors import InputError
 __all__ = ["Instruments", "select_instruments"]
 
 MOST_R2 = 0.01
+_SAME_LOCUS = 0.1  # r^2 between leads of one locus
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +21,13 @@ class Instruments:
     """n instruments in genome order; a variant that leads two traits is there twice.
 
     rows: (n,) variants.  trait: (n,) the trait each was chosen for.  block: (n,) its LD block, numbered from 0.
+    locus: (n,) numbered from 0: instruments that are one variant, or in LD of r^2 > 0.1.
     """
 
     rows: NDArray[np.int64]
     trait: NDArray[np.int64]
     block: NDArray[np.int64]
+    locus: NDArray[np.int64]
 
 
 def select_instruments(
@@ -40,6 +43,7 @@ def select_instruments(
     correlation: LD of a block, by its number in `blocks`, (m, m) in the order of z: the leads of a trait then are all
     that clumping at r^2 = 0.01 leaves. Without it, one a block and trait: the variant with the largest |z|.
     """
+    from scipy.sparse.csgraph import connected_components
     from scipy.stats import norm
 
     values, labels = np.asarray(z, np.float64), np.asarray(blocks)
@@ -54,7 +58,11 @@ def select_instruments(
     starts = np.flatnonzero(np.append([True], labels[1:] != labels[:-1]))
     if len(np.unique(labels[starts])) != len(starts):
         raise InputError("blocks: the variants of an LD block must follow one another.")
-    rows, trait, block = [], [], []
+    rows: list[int] = []
+    trait: list[int] = []
+    block: list[int] = []
+    locus: list[int] = []
+    loci = 0
     for b, (first, last) in enumerate(zip(starts, np.append(starts[1:], len(labels)), strict=True)):
         here = size[first:last]
         hits = np.flatnonzero(here.max(axis=0) > least)
@@ -63,15 +71,21 @@ def select_instruments(
         R = None if correlation is None else np.asarray(correlation(int(labels[first])), np.float64)
         if R is not None and R.shape != (last - first, last - first):
             raise InputError(f"block {labels[first]}: its LD has shape {R.shape}; it has {last - first} variants.")
+        begin = len(rows)
         for k in hits:
             left = here[:, k].copy()
             while left.max() > least:
                 lead = int(left.argmax())
-                rows.append(first + lead)
+                rows.append(int(first) + lead)
                 trait.append(int(k))
                 block.append(b)
                 if R is None:
                     break
                 left[R[lead] ** 2 > MOST_R2] = 0
                 left[lead] = 0
-    return Instruments(*(np.array(x, np.int64) for x in (rows, trait, block)))
+        leads = np.array(rows[begin:]) - first
+        near = leads[:, None] == leads[None, :] if R is None else R[np.ix_(leads, leads)] ** 2 > _SAME_LOCUS
+        count, number = connected_components(near | np.eye(len(leads), dtype=bool), directed=False)
+        locus.extend(loci + number)
+        loci += count
+    return Instruments(*(np.array(x, np.int64) for x in (rows, trait, block, locus)))
