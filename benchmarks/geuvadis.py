@@ -252,19 +252,22 @@ def _learn(
     """Slab and psi over sets whose genes are other ones each: what is counted of the genes is pooled, so that the first
     of a set is like the second."""
     from deepwas.pleiotropy.configurations import TraitModel
-    from deepwas.pleiotropy.learning import Counts
+    from deepwas.pleiotropy.learning import Counts, Sample
 
     K = problem.genes
     start = np.full(K, 0.1)
     model = TraitModel(np.full(K, float(directions)), np.eye(K), start, np.zeros((K, K)))
+    sample = Sample.of(blocks, model)
+    model = sample.shared(model)
     for number in range(problem.rounds):
         counts = Counts.zero(K)
         for done, (one, block) in enumerate(zip(sets, blocks, strict=True), start=1):
             counts.add(block, model.log_odds(block.direct), _locate(problem, one, block, model), model)
             say("learning sizes and sharing", number * len(sets) + done, problem.rounds * len(sets))
-        for what in ("present", "prior", "kept", "squares", "prior_present"):
+        for what in ("present", "kept", "squares"):
             setattr(counts, what, np.full(K, getattr(counts, what).mean()))
-        model, change = counts.update(model, start, share=True)
+        model, change = counts.update(model, start, sample)
+        model = replace(model, offsets=np.full(K, model.offsets.mean()))
         if change < LEVEL:
             break
     return model

@@ -80,20 +80,20 @@ class Preset:
     cells: dict[str, Cell]
     traits: int = 6
     learn_blocks: int = 75
-    rounds: int = 6
+    rounds: int = 5
     permutations: int = 5
     workers: int = 2
     seed: int = 1
 
 
-def _cells(most: int, few: int) -> dict[str, Cell]:
-    """All cells, of `most` or `few` replicates."""
+def _cells(most: int, some: int, few: int) -> dict[str, Cell]:
+    """All cells, of `most` replicates, `some` where priors are compared, or `few`."""
     # Heritability held: signals of 1,200, 12 and 1.2, in 30,000 variants.
     h2 = EFFECT * 45
     return {
         "mixed": Cell("mixed", most, sizes=SIZES, others=True),
         "g": Cell("g", most, sizes=SIZES, others=True),
-        "h": Cell("h", most, sizes=SIZES, priors=PRIORS),
+        "h": Cell("h", some, sizes=SIZES, priors=PRIORS),
         "mixed, true T and C": Cell("mixed", few, sizes=SIZES, structure="true"),
         "a": Cell("a", few, {"polygenicity": 0.0}, others=True),
         **{
@@ -119,8 +119,8 @@ PRESETS = {
             "a": Cell("a", 1, {"polygenicity": 0.0}),
         },
     ),
-    "medium": Preset(regions=100, m=200, people=2000, panel=400, polygenicity=2e-3, cells=_cells(9, 3)),
-    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 10)),
+    "medium": Preset(regions=100, m=200, people=2000, panel=400, polygenicity=2e-3, cells=_cells(9, 6, 3)),
+    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 24, 4)),
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ NAMES = ("a", "b", "c")
 CN = np.array([[1.0, 0.3, 0.0], [0.3, 1.0, 0.0], [0.0, 0.0, 1.0]])
 SHARED, APART, THROUGH = 7, (SIZE + 8, SIZE + 14), 2 * SIZE + 16  # rows of the store
 MISSING = 5 * SIZE + 3  # has no z-score in c
-OPTIONS = PleiotropyOptions(rounds=1, max_effects=3, candidates=16, draws=4)
+OPTIONS = PleiotropyOptions(rounds=4, max_effects=3, candidates=16, draws=4)
 FILES = {
     "pleiotropy.tsv.gz": "pleiotropy",
     "loci.tsv": "pleiotropy_loci",
@@ -215,7 +215,13 @@ def test_files_follow_their_specifications(world, found):
     assert record == found.record
     assert record["status"] == "complete"
     assert any("z-scores of variants that another trait lacks" in row["reason"] for row in record["counts"])
-    assert {p.name for p in out.iterdir()} == {*FILES, "pleiotropy.png", "sharing.png", "pleiotropy.json"}
+    assert {p.name for p in out.iterdir()} == {
+        *FILES,
+        "pleiotropy.png",
+        "sharing.png",
+        "reliability.png",
+        "pleiotropy.json",
+    }
     assert min((out / x).stat().st_size for x in ("pleiotropy.png", "sharing.png")) > 15_000
 
 
@@ -268,7 +274,7 @@ def test_the_command_goes_on_to_the_same_files(world, found, monkeypatch, capsys
     [
         (["a=x"], "needs two traits or more; given: a"),
         (["a=x", "a=y"], "a is given twice"),
-        ([f"t{k}=x" for k in range(9)], "9 traits are given; at most 8"),
+        ([f"t{k}=x" for k in range(21)], "21 traits are given; at most 20"),
         (["x/run", "y/run"], "two traits are called 'run'"),
         (["a=x", "b=y", "--fdr", "2"], "--fdr is 2.0"),
         (["a=x", "b=y", "--sumstats", "z"], "--sumstats 'z': give a trait's name"),

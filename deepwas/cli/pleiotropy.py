@@ -15,7 +15,7 @@ from deepwas.errors import InputError
 if TYPE_CHECKING:
     from deepwas.pleiotropy.run import Pleiotropy
 
-_MOST_TRAITS = 8
+_MOST_TRAITS = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def pleiotropy(
         list[str],
         typer.Argument(
             metavar="[NAME=]RUN...",
-            help="Run folders of `deepwas fit`, 2 to 8, named by their folders or as given; or tables of priors.",
+            help="Run folders of `deepwas fit`, 2 to 20, named by their folders or as given; or tables of priors.",
             show_default=False,
         ),
     ],
@@ -68,6 +68,19 @@ def pleiotropy(
     max_effects: Annotated[int, typer.Option(help="Effects of a block at most.")] = 10,
     coverage: Annotated[float, typer.Option(help="Of credible sets.")] = 0.95,
     candidates: Annotated[int, typer.Option(help="Variants whose pairs are weighed exactly.")] = 64,
+    network: Annotated[
+        bool, typer.Option("--network", help="Train the semi-supervised networks; takes about twice as long.")
+    ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="With --network: table of variants and their CLASS, to learn from.", show_default=False),
+    ] = None,
+    calibration_blocks: Annotated[
+        int, typer.Option(help="LD blocks on which probabilities are checked by simulation; 0 for none.")
+    ] = 30,
+    bootstrap: Annotated[
+        int, typer.Option(help="Draws of the test that variants are shared beyond chance, 99 for instance; 0: no test.")
+    ] = 0,
     hops_permutations: Annotated[
         int, typer.Option(help="Of the HOPS scores' null, 25 for instance; 0: the theoretical null.")
     ] = 0,
@@ -82,7 +95,8 @@ def pleiotropy(
 
     Written are pleiotropy.tsv.gz (every variant), loci.tsv (credible sets
     and their traits), trait_pairs.tsv (noise and genetic correlation, what
-    is shared), trait_effects.tsv, pleiotropy.png, sharing.png and
+    is shared), trait_effects.tsv, pleiotropy.png, sharing.png,
+    reliability.png (probabilities against simulated truth) and
     pleiotropy.json.
 
     Example: deepwas pleiotropy runs/ldl runs/cad runs/bmi --ld ld.h5 --out pleiotropy
@@ -105,11 +119,16 @@ def pleiotropy(
             max_effects=max_effects,
             coverage=coverage,
             candidates=candidates,
+            network=network,
+            calibration_blocks=calibration_blocks,
+            bootstrap=bootstrap,
             hops_permutations=hops_permutations,
             seed=seed,
         )
     if trait_effects is not None and no_vertical:
         raise InputError("--trait-effects and --no-vertical: effects of trait on trait are one or the other.")
+    if labels is not None and not network:
+        raise InputError("--labels teach the networks only: give --network, too.")
     for name in z:
         if name not in given:
             raise InputError(f"--sumstats {name}=...: {name} is no trait here: {', '.join(given)}.")
@@ -121,7 +140,11 @@ def pleiotropy(
     for name, path in z.items():
         require_file(path, f"summary statistics of {name}")
     require_file(ld, "an LD store")
-    for table, what in ((noise_correlation, "noise correlations"), (trait_effects, "effects of trait on trait")):
+    for table, what in (
+        (noise_correlation, "noise correlations"),
+        (trait_effects, "effects of trait on trait"),
+        (labels, "labels"),
+    ):
         if table is not None:
             require_file(table, f"a table of {what}")
 
@@ -145,6 +168,7 @@ def pleiotropy(
             sumstats=z,
             noise_correlation=noise_correlation,
             trait_effects=trait_effects,
+            labels=labels,
             options=options,
             out=out,
             resume=resume,
@@ -236,6 +260,7 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
         say(f"a heritable factor acts on several traits: loadings {loadings}")
     excess = ", ".join(f"{n} traits {x:+.2f}" for n, x in learned["excess_log_odds"].items())
     say(f"sharing beyond independence, in log odds: {excess}")
+    _show_checks(found)
     if total["loci_unresolvable"]:
         say(f"{total['loci_unresolvable']:,} loci are in LD of r2 > 0.8 with another one (UNRESOLVABLE in loci.tsv)")
     if total["not_converged"]:
@@ -244,3 +269,25 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
         f"{out}: {total['variants']:,} variants in {total['blocks']:,} LD blocks, {total['pleiotropic']:.3g} of them "
         f"expected to act on two traits or more; {total['called_at_fdr_5']:,} called at FDR 5%."
     )
+
+
+def _show_checks(found: Pleiotropy) -> None:
+    test, network, curve = (found.record[name] for name in ("sharing_test", "network", "calibration"))
+    if test is not None:
+        say(
+            f"test of sharing beyond chance: p = {test['p']:.3g} ({test['draws']} draws; {test['expected']:.3g} "
+            f"variants of two traits or more, {test['chance']:.3g} by chance)"
+        )
+    if network is not None:
+        own, labels = network["ablations"]["prior"][network["options"]["objective"]], network["labels"]
+        said = "used" if network["accepted"] else "not used: the held-out gain is too small"
+        say(
+            f"network: {labels['positive']:,} positive and {labels['negative']:,} negative labels; corrections of the "
+            f"prior gain {own['gain']:.3g} ± {own['gain_standard_error']:.2g} nats held out, {said}"
+        )
+    if curve is not None:
+        error = curve["P_PLEIOTROPY"]["calibration_error"]
+        say(
+            f"calibration in data simulated under the fitted model: {curve['true']:,} such variants in "
+            f"{curve['blocks']} LD blocks, expected calibration error {error:.2g} (reliability.png)"
+        )

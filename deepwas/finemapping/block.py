@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from deepwas.finemapping.effects import EffectClasses, as_arrays
+from deepwas.finemapping.effects import ClassArrays, EffectClasses, as_arrays, by_rank, shrinkage, take_classes
 from deepwas.finemapping.groups import cut
 from deepwas.finemapping.mean_field import Slots, mean_field
-from deepwas.finemapping.pairs import Group, at_most_two
+from deepwas.finemapping.pairs import Group, fit, look, report, weigh_pairs
 from deepwas.finemapping.sets import CredibleSet, credible_set
-from deepwas.finemapping.weak import weak_effects
+from deepwas.finemapping.weak import fit_weak, report_weak
 
 __all__ = ["BlockEffects", "Task", "locate_effects"]
 
@@ -25,6 +25,7 @@ _FULL = 0.5
 _WIDTH = 64  # groups are padded to it and its doubles, so that few shapes are compiled
 _ROUNDS = 8
 _SETTLED = 1e-3  # change of a group's expected number of effects
+_SAME = 1e-3  # change of z-scores, in all directions together, that a group need not be weighed again for
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,7 @@ class BlockEffects:
     apart: (m,), probability that the variant has an effect, and another one in LD with it one on none of its traits.
     sets: credible sets.  of_sets: (sets, C), probability that the set's effect exists and is of each class.
     expected: number of effects.  variance: of that number, groups taken for independent.
+    linked: expected number of pairs of effects in LD.
     evidence: log of the sum over states of prior odds times Bayes factor, summed over groups given the others' means.
     sweeps: of coordinate ascent.  converged: it, and the rounds over groups, came to rest.
     """
@@ -64,6 +66,7 @@ class BlockEffects:
     evidence: float
     sweeps: int
     converged: bool
+    linked: float = 0.0
 
     @property
     def inclusion(self) -> NDArray[np.float64]:
@@ -79,66 +82,111 @@ def locate_effects(
     candidates: int = 64,
     coverage: float = 0.95,
     shape: tuple[int, int] | None = None,
+    together: float = 0.0,
 ) -> list[BlockEffects]:
     """Posterior effects of blocks that are computed together, padded to one shape.
 
     classes: the prior of an effect; the same for all blocks.  slots: most effects a block may hold.
     candidates: variants and classes whose pairs are weighed.  coverage: of credible sets.
     shape: (k, m) to pad to; by default the largest of each.
+    together: added to the log prior odds of two effects in LD.
     """
     dtype = jnp.result_type(float)
     k = max(t.factor.shape[0] for t in tasks) if shape is None else shape[0]
     m = max(t.factor.shape[1] for t in tasks) if shape is None else shape[1]
     traits, count = tasks[0].whitened.shape[1], tasks[0].log_odds.shape[1]
+    order = by_rank(classes)
     G = np.zeros((len(tasks), k, m), dtype)
     y = np.zeros((len(tasks), k, traits), dtype)
     odds = np.full((len(tasks), m, count), -np.inf, dtype)
     for row, task in enumerate(tasks):
         (kb, mb) = task.factor.shape
-        G[row, :kb, :mb], y[row, :kb], odds[row, :mb] = task.factor, task.whitened, task.log_odds
-    on_device = as_arrays(classes, dtype)
-    found = _slots(jnp.asarray(G), jnp.asarray(y), on_device, jnp.asarray(odds), slots)
+        G[row, :kb, :mb], y[row, :kb], odds[row, :mb] = task.factor, task.whitened, task.log_odds[:, order]
+    on_device = as_arrays(take_classes(classes, order), dtype)
+    found = _slots(G, y, on_device, odds, slots)
     found = jax.device_get(found)
     return [
-        _one_block(task, G[row], y[row], odds[row], on_device, Slots(*(x[row] for x in found)), candidates, coverage)
+        _one_block(
+            task,
+            G[row],
+            y[row],
+            odds[row],
+            on_device,
+            Slots(*(x[row] for x in found)),
+            order,
+            candidates,
+            coverage,
+            together,
+        )
         for row, task in enumerate(tasks)
     ]
 
 
 @partial(jax.jit, static_argnames="slots")
-def _slots(G: Any, y: Any, classes: EffectClasses, log_odds: Any, slots: int) -> Slots:
+def _slots(G: Any, y: Any, classes: ClassArrays, log_odds: Any, slots: int) -> Slots:
     run = partial(mean_field, slots=slots)
     if len(G) == 1:
         return jax.tree.map(lambda x: x[None], run(G[0], y[0], classes, log_odds[0]))
     return jax.vmap(run, in_axes=(0, 0, None, 0))(G, y, classes, log_odds)
 
 
+_shrinkage = jax.jit(shrinkage)
+
+
 class _Part:
     """One group: its variants, padded, and what is known of it."""
 
     def __init__(
-        self, variants: NDArray[np.int64], G: NDArray[Any], odds: NDArray[Any], starts: NDArray[Any], weak: bool
+        self,
+        variants: NDArray[np.int64],
+        G: NDArray[Any],
+        odds: NDArray[Any],
+        starts: NDArray[Any],
+        weak: bool,
+        classes: ClassArrays,
+        candidates: int,
+        together: float,
     ):
-        self.variants, self.weak = variants, weak
+        self.together, self.linked = together, 0.0
+        self.variants, self.weak, self.classes = variants, weak, classes
         n, width = len(variants), min(G.shape[1], _WIDTH * 2 ** max(0, (len(variants) - 1) // _WIDTH).bit_length())
         self.factor = np.zeros((len(G), width), G.dtype)
         self.factor[:, :n] = G[:, variants]
-        self.odds = np.full((width, odds.shape[1]), -np.inf, odds.dtype)
-        self.odds[:n] = odds[variants]
-        self.starts = np.zeros((2, width, starts.shape[2]), G.dtype)
-        self.starts[:, :n] = starts[:, variants]
-        self.fitted = self.factor @ self.starts.sum(axis=0)
-        self.found: Group | None = None
+        padded = np.full((width, odds.shape[1]), -np.inf, odds.dtype)
+        padded[:n] = odds[variants]
+        begin = np.zeros((2, width, starts.shape[2]), G.dtype)
+        begin[:, :n] = starts[:, variants]
+        self.candidates = min(candidates, padded.size)
+        gram = self.factor.T @ self.factor
+        self.gram, self.odds, self.starts = jax.device_put((gram, padded, begin))
+        self.shrink = _shrinkage(classes, gram.diagonal())
+        self.fitted = self.factor @ begin.sum(axis=0)
+        self.expected = 0.0
+        self.posterior: Callable[[], Group]
+        self.given = np.full((len(G), starts.shape[2]), np.inf, G.dtype)
 
-    def update(self, residual: NDArray[Any], classes: EffectClasses, candidates: int) -> float:
-        """Weigh the group; returns the change of its expected number of effects."""
-        q = min(candidates, self.odds.size)
-        found = jax.device_get(at_most_two(self.factor, residual, classes, self.odds, *self.starts, candidates=q))
-        if self.weak and found.numbers[0] > 1 - _FULL:
-            found = jax.device_get(weak_effects(self.factor, residual, classes, self.odds))
-        before = 0.0 if self.found is None else float(self.found.probability.sum())
-        change = abs(float(found.probability.sum()) - before)
-        self.found, self.fitted = found, self.factor @ found.fitted
+    def update(self, residual: NDArray[Any]) -> float:
+        """Weigh the group, unless it was with nearly this residual; returns the change of its expected number."""
+        if np.square(residual - self.given).sum(axis=0).max() <= _SAME**2:
+            return 0.0
+        self.given = residual
+        classes, (shrink, half_log) = self.classes, self.shrink
+        b = self.factor.T @ residual
+        alone, chosen = look(
+            self.gram, b, classes, self.odds, shrink, half_log, self.starts, candidates=self.candidates
+        )
+        pairs = weigh_pairs(classes, chosen, self.together)
+        numbers = np.asarray(pairs.numbers)
+        if self.weak and numbers[0] > 1 - _FULL:
+            probability, total, found, weight = fit_weak(classes, self.gram, alone, shrink)
+            self.posterior = partial(report_weak, classes, alone, shrink, probability, found, weight)
+            expected, self.linked = float(total), 0.0
+        else:
+            one, found = fit(classes, alone, shrink, chosen, pairs)
+            self.posterior = partial(report, classes, alone, shrink, one, found, chosen, pairs)
+            expected, self.linked = float(numbers[1] + 2 * numbers[2]), float(pairs.linked)
+        change, self.expected = abs(expected - self.expected), expected
+        self.fitted = self.factor @ np.asarray(found)
         return change
 
 
@@ -147,10 +195,12 @@ def _one_block(
     G: NDArray[Any],
     y: NDArray[Any],
     odds: NDArray[Any],
-    classes: EffectClasses,
+    classes: ClassArrays,
     slots: Slots,
+    order: NDArray[np.int64],
     candidates: int,
     coverage: float,
+    together: float,
 ) -> BlockEffects:
     m = task.factor.shape[1]
     groups = cut(task.factor, slots.lead, slots.full > _FULL)
@@ -160,14 +210,14 @@ def _one_block(
         variants = np.flatnonzero(groups.group == number)
         if len(variants):
             starts = np.stack([slots.mean[x] if x >= 0 else nothing for x in pair])
-            parts.append(_Part(variants, G, odds, starts, weak=(pair < 0).all()))
+            parts.append(_Part(variants, G, odds, starts, bool((pair < 0).all()), classes, candidates, together))
     total = sum((part.fitted for part in parts), np.zeros_like(y))
     change, rounds = float("inf"), 0
     while change > _SETTLED and rounds < _ROUNDS:
         change = 0.0
         for part in parts:
             others = total - part.fitted
-            change = max(change, part.update(y - others, classes, candidates))
+            change = max(change, part.update(y - others))
             total = others + part.fitted
         rounds += 1
         if len(parts) == 1:
@@ -179,9 +229,8 @@ def _one_block(
     of_sets: list[NDArray[np.float64]] = []
     expected, variance, evidence = 0.0, 0.0, 0.0
     for part in parts:
-        found, n = part.found, len(part.variants)
-        assert found is not None
-        probability[part.variants] = found.probability[:n]
+        found, n = part.posterior(), len(part.variants)
+        probability[np.ix_(part.variants, order)] = found.probability[:n]
         mean[part.variants], square[part.variants] = found.mean[:n], found.square[:n]
         apart[part.variants] = found.apart[:n]
         here = float(found.probability.sum())
@@ -193,7 +242,9 @@ def _one_block(
             made = credible_set(task.factor, own, coverage)
             if made is not None:
                 sets.append(made)
-                of_sets.append(where.sum(axis=0))
+                of_class: NDArray[np.float64] = np.zeros(len(order))
+                of_class[order] = where.sum(axis=0)
+                of_sets.append(of_class)
     return BlockEffects(
         probability,
         mean,
@@ -206,4 +257,5 @@ def _one_block(
         evidence,
         int(slots.sweeps),
         bool(slots.converged) and change <= _SETTLED,
+        sum(part.linked for part in parts),
     )

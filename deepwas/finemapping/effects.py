@@ -17,6 +17,7 @@ Wakefield 2009 and Urbut et al. 2019.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from deepwas.errors import InputError
 
-__all__ = ["EffectClasses", "SingleEffect", "effect_classes", "single_effect", "whitened_effect"]
+__all__ = [
+    "ClassArrays",
+    "EffectClasses",
+    "SingleEffect",
+    "alone_moments",
+    "as_arrays",
+    "by_rank",
+    "effect_classes",
+    "log_bayes_factors",
+    "mean_effect",
+    "normal_slab",
+    "shrinkage",
+    "single_effect",
+    "single_effect_given",
+    "take_classes",
+    "whitened_effect",
+]
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -46,6 +63,37 @@ class EffectClasses(NamedTuple):
     project: Any
     own: Any
     traits: Any
+
+
+class Run(NamedTuple):
+    """A run of C' neighbouring classes, of n coordinates at most.
+
+    project: (K, n, C').  gain: (n, C').  root: (n, C', K).  own: (n, a, C'), on the `a` traits that a class acts on,
+    and onto: (a, C', K), 1 where that is trait k.
+    """
+
+    project: Any
+    gain: Any
+    root: Any
+    own: Any
+    onto: Any
+
+
+class ClassArrays(NamedTuple):
+    """The classes on the device, most of the coordinates that a class does not have left out.
+
+    runs: in the classes' order; a new one begins where the number of coordinates passes a power of 2: each is another
+    loop to compile.  project, root, own: (C, r, K), gain: (C, r), r coordinates at most, 0 where a class has fewer.
+    traits: (C, K).  rank: (C,), how many coordinates each has; not on the device.
+    """
+
+    runs: tuple[Run, ...]
+    project: Any
+    gain: Any
+    root: Any
+    own: Any
+    traits: Any
+    rank: Any
 
 
 class SingleEffect(NamedTuple):
@@ -93,28 +141,121 @@ def effect_classes(covariances: ArrayLike, noise: ArrayLike, report: ArrayLike |
     return EffectClasses(root, np.where(gone, 0.0, gain), np.swapaxes(root, 1, 2) @ precision, own, traits)
 
 
-def whitened_effect(classes: EffectClasses, b: Array, d: Array) -> tuple[Array, Array, Array]:
-    """t (m, C, K), 1 / (1 + d a) (m, C, K) and the log Bayes factors (m, C), from b (m, K) and d (m,)."""
-    t = jnp.einsum("cik,mk->mci", classes.project, b, precision=HIGHEST)
-    shrink = 1 / (1 + d[:, None, None] * classes.gain[None])
-    return t, shrink, 0.5 * jnp.sum(t * t * shrink + jnp.log(shrink), axis=2)
+def by_rank(classes: EffectClasses) -> NDArray[np.int64]:
+    """(C,), an order of the classes with equally many coordinates side by side: few runs, for speed."""
+    return np.argsort((np.asarray(classes.gain) > 0).sum(axis=1), kind="stable")
 
 
-def single_effect(classes: EffectClasses, log_odds: Array, b: Array, d: Array) -> SingleEffect:
+def take_classes(classes: EffectClasses, order: NDArray[np.int64]) -> EffectClasses:
+    """The classes in another order."""
+    return EffectClasses(*(np.asarray(x)[order] for x in classes))
+
+
+def as_arrays(classes: EffectClasses, dtype: Any) -> ClassArrays:
+    """The classes on the device."""
+    root, gain, project, own, traits = (np.asarray(x, np.float64) for x in classes)
+    # Eigenvalues ascend: the coordinates that there are stand last.
+    rank = np.maximum((gain > 0).sum(axis=1), 1)
+    edges = [0, *(np.flatnonzero(np.diff(np.ceil(np.log2(rank)))) + 1).tolist(), len(rank)]
+    runs = []
+    for first, last in pairwise(edges):
+        here, n = slice(first, last), int(rank[first:last].max())
+        acts = (own[here] != 0).any(axis=2)
+        order = np.argsort(~acts, axis=1, kind="stable")[:, : int(acts.sum(axis=1).max())]
+        rows = np.take_along_axis(own[here, :, -n:], order[:, :, None], axis=1)
+        onto = np.eye(own.shape[1])[order]
+        runs.append(
+            Run(
+                project[here, -n:].transpose(2, 1, 0),
+                gain[here, -n:].T,
+                root[here, :, -n:].transpose(2, 0, 1),
+                rows.transpose(2, 1, 0),
+                onto.transpose(1, 0, 2),
+            )
+        )
+    r = int(rank.max())
+    whole = ClassArrays(
+        tuple(runs),
+        project[:, -r:],
+        gain[:, -r:],
+        root[:, :, -r:].transpose(0, 2, 1),
+        own[:, :, -r:].transpose(0, 2, 1),
+        traits,
+        rank,
+    )
+    found: ClassArrays = jax.device_put(jax.tree.map(lambda x: np.ascontiguousarray(x, dtype), whole))
+    return found._replace(rank=rank)
+
+
+def shrinkage(classes: ClassArrays, d: Array) -> tuple[tuple[Array, ...], Array]:
+    """1 / (1 + d a), (m, n, C') of each run, and half the sum of its logarithms (m, C), from d (m,)."""
+    shrink = tuple(1 / (1 + d[:, None, None] * run.gain[None]) for run in classes.runs)
+    return shrink, jnp.concatenate([0.5 * jnp.sum(jnp.log(x), axis=1) for x in shrink], axis=1)
+
+
+def whitened_effect(classes: ClassArrays, b: Array) -> tuple[Array, ...]:
+    """t, (m, n, C') of each run, from b (m, K)."""
+    return tuple(
+        jnp.matmul(b, run.project.reshape(len(run.project), -1), precision=HIGHEST).reshape(-1, *run.gain.shape)
+        for run in classes.runs
+    )
+
+
+def log_bayes_factors(t: tuple[Array, ...], shrink: tuple[Array, ...], half_log: Array) -> Array:
+    """(m, C), from `whitened_effect` and `shrinkage`."""
+    fit = [sum(x[:, i] ** 2 * s[:, i] for i in range(x.shape[1])) for x, s in zip(t, shrink, strict=True)]
+    return 0.5 * jnp.concatenate(fit, axis=1) + half_log
+
+
+def mean_effect(classes: ClassArrays, probability: Array, t: tuple[Array, ...], shrink: tuple[Array, ...]) -> Array:
+    """E[u] (m, K) of single effects."""
+    parts, first = [], 0
+    for run, x, s in zip(classes.runs, t, shrink, strict=True):
+        p = probability[:, None, first : first + x.shape[2]]
+        root = run.root.reshape(-1, run.root.shape[2])
+        parts.append(jnp.matmul((p * x * s).reshape(len(x), -1), root, precision=HIGHEST))
+        first += x.shape[2]
+    return sum(parts[1:], parts[0])
+
+
+def alone_moments(
+    classes: ClassArrays, probability: Array, t: tuple[Array, ...], shrink: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    """E[w] and E[w^2] (m, K) of single effects w = own_c v."""
+    mean = square = jnp.zeros((len(probability), classes.traits.shape[1]), probability.dtype)
+    first = 0
+    for run, x, s in zip(classes.runs, t, shrink, strict=True):
+        p = probability[:, None, first : first + x.shape[2]]
+        first += x.shape[2]
+        n, acts, _ = run.own.shape
+        if not acts:
+            continue
+        effect, spread = run.own[0][None] * (x * s)[:, 0, None], run.own[0][None] ** 2 * s[:, 0, None]
+        for i in range(1, n):
+            effect = effect + run.own[i][None] * (x * s)[:, i, None]
+            spread = spread + run.own[i][None] ** 2 * s[:, i, None]
+        onto = run.onto.reshape(-1, run.onto.shape[2])
+        mean = mean + jnp.matmul((p * effect).reshape(len(x), -1), onto, precision=HIGHEST)
+        square = square + jnp.matmul((p * (effect**2 + spread)).reshape(len(x), -1), onto, precision=HIGHEST)
+    return mean, square
+
+
+def single_effect(classes: ClassArrays, log_odds: Array, b: Array, d: Array) -> SingleEffect:
     """At most one effect in the block.  log_odds: (m, C), -inf where there can be none.  b: (m, K).  d: (m,)."""
-    t, shrink, log_bayes = whitened_effect(classes, b, d)
-    weight = log_odds + log_bayes
+    return single_effect_given(classes, log_odds, b, *shrinkage(classes, d))
+
+
+def single_effect_given(
+    classes: ClassArrays, log_odds: Array, b: Array, shrink: tuple[Array, ...], half_log: Array
+) -> SingleEffect:
+    """The same with `shrinkage` known."""
+    t = whitened_effect(classes, b)
+    weight = log_odds + log_bayes_factors(t, shrink, half_log)
     top = jnp.maximum(jnp.max(weight), 0.0)
     scaled = jnp.exp(weight - top)
     total = jnp.exp(-top) + jnp.sum(scaled)
     probability = scaled / total
-    mean = jnp.einsum("mci,cki->mk", probability[:, :, None] * t * shrink, classes.root, precision=HIGHEST)
-    return SingleEffect(probability, mean, top + jnp.log(total))
-
-
-def as_arrays(classes: EffectClasses, dtype: Any) -> EffectClasses:
-    """The classes on the device."""
-    return EffectClasses(*(jnp.asarray(np.asarray(x), dtype) for x in classes))
+    return SingleEffect(probability, mean_effect(classes, probability, t, shrink), top + jnp.log(total))
 
 
 def normal_slab(variance: float, noise: float) -> EffectClasses:

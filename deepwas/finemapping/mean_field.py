@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from deepwas.finemapping.effects import HIGHEST, EffectClasses, single_effect
+from deepwas.finemapping.effects import HIGHEST, ClassArrays, shrinkage, single_effect_given
 
 __all__ = ["Slots", "mean_field"]
 
@@ -42,7 +42,7 @@ class Slots(NamedTuple):
 def mean_field(
     G: Array,
     y: Array,
-    classes: EffectClasses,
+    classes: ClassArrays,
     log_odds: Array,
     *,
     slots: int,
@@ -56,13 +56,14 @@ def mean_field(
     sweep.
     """
     m, traits = G.shape[1], y.shape[1]
-    d = jnp.sum(G * G, axis=0)
+    shrink, half_log = shrinkage(classes, jnp.sum(G * G, axis=0))
 
     def one_slot(number: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         mean, fitted, lead, full, change = carry
         own = jnp.matmul(G, mean[number], precision=HIGHEST)
         rest = fitted - own
-        found = single_effect(classes, log_odds, jnp.matmul(G.T, y - rest, precision=HIGHEST), d)
+        b = jnp.matmul(G.T, y - rest, precision=HIGHEST)
+        found = single_effect_given(classes, log_odds, b, shrink, half_log)
         new = jnp.matmul(G, found.mean, precision=HIGHEST)
         by_variant = jnp.sum(found.probability, axis=1)
         moved = jnp.sqrt(jnp.max(jnp.sum((new - own) ** 2, axis=0)))

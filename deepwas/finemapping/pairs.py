@@ -10,6 +10,9 @@ of the `candidates` likeliest variants and classes, see below), each by its exac
 
 through the Schur complement S = D_b - X^T D_a^-1 X, of (K, K).
 
+Effects may lie near one another more often than by chance: pairs with r^2 above `LINKED` then have prior odds of
+exp(together) times the product of the two.
+
 A pair is a candidate only if both of its members are, and members are chosen by their weight alone, given the first
 slot's effect, and given the second's, whichever is best: two effects that mask each other are seen only so.
 """
@@ -21,11 +24,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
-from deepwas.finemapping.effects import HIGHEST, EffectClasses, whitened_effect
+from deepwas.finemapping.effects import (
+    HIGHEST,
+    ClassArrays,
+    alone_moments,
+    log_bayes_factors,
+    mean_effect,
+    shrinkage,
+    whitened_effect,
+)
+from deepwas.finemapping.groups import LINKED
 
-__all__ = ["Group", "alone_moments", "at_most_two"]
+__all__ = ["Alone", "Candidates", "Group", "Pairs", "at_most_two", "fit", "look", "moments", "report", "weigh_pairs"]
 
 
 class Group(NamedTuple):
@@ -53,113 +67,247 @@ class Group(NamedTuple):
     log_evidence: Any
 
 
-@partial(jax.jit, static_argnames="candidates")
+class Alone(NamedTuple):
+    """What single effects say of a group.
+
+    t: as `whitened_effect`.  weight: (m, C), log of prior odds times Bayes factor.
+    """
+
+    t: tuple[Any, ...]
+    weight: Any
+
+
+class Candidates(NamedTuple):
+    """The q likeliest variants and classes: where, what (q,), and what is known of them.
+
+    ld: (q, q), g_a^T g_b.  b: (q, K).  odds, bayes: (q,), log prior odds and log Bayes factor.
+    top, one: the largest weight or 0, and the sum of all weights of single effects over exp(top).
+    """
+
+    where: Any
+    what: Any
+    ld: Any
+    b: Any
+    odds: Any
+    bayes: Any
+    top: Any
+    one: Any
+
+
+class Pairs(NamedTuple):
+    """What pairs of candidates say.
+
+    member, lead, follower, apart: (q,), probability that the candidate is one of two effects; and the first; and the
+    second; and on none of the other's traits.  fitted, mean, square: (q, K), E[u], E[w], E[w^2] of it as one of two.
+    numbers: (3,).  top, total: single effects have the probability exp(weight - top) / total.
+    linked: probability of two effects with r^2 above `LINKED`.
+    """
+
+    member: Any
+    lead: Any
+    follower: Any
+    apart: Any
+    fitted: Any
+    mean: Any
+    square: Any
+    numbers: Any
+    top: Any
+    total: Any
+    linked: Any
+
+
 def at_most_two(
-    G: Array, residual: Array, classes: EffectClasses, log_odds: Array, first: Array, second: Array, *, candidates: int
+    G: ArrayLike,
+    residual: ArrayLike,
+    classes: ClassArrays,
+    log_odds: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    candidates: int,
 ) -> Group:
     """G: (k, m).  residual: (k, K), y less the means of effects outside the group.
 
     log_odds: (m, C), -inf outside the group.  first, second: (m, K), mean effects of the two slots to begin with,
     zeros where there is none. They only choose the candidates.
-    Cost O(k m K + m C K^2 + q^2 K^3), q candidates.
+    Cost O(k m^2 + m C K^2 + q^2 K^3), q candidates.
     """
-    (m, count), q = log_odds.shape, candidates
-    d = jnp.sum(G * G, axis=0)
-    b = jnp.matmul(G.T, residual, precision=HIGHEST)
-    t, shrink, log_bayes = whitened_effect(classes, b, d)
-    alone = log_odds + log_bayes
-    chosen = _candidates(G, classes, log_odds, d, b, alone, (first, second), q)
-    where, what = chosen // count, chosen % count
+    factor = np.asarray(G)
+    gram = factor.T @ factor
+    shrink = shrinkage(classes, jnp.asarray(gram.diagonal()))
+    b = factor.T @ np.asarray(residual)
+    starts = np.stack([np.asarray(first), np.asarray(second)])
+    alone, chosen = look(gram, b, classes, np.asarray(log_odds), *shrink, starts, candidates=candidates)
+    pairs = weigh_pairs(classes, chosen)
+    probability, fitted = fit(classes, alone, shrink[0], chosen, pairs)
+    return report(classes, alone, shrink[0], probability, fitted, chosen, pairs)
 
-    # Every ordered pair (a, b) of candidates; each unordered one appears twice.
-    root, project = classes.root[what], classes.project[what]
-    ld = jnp.matmul(G[:, where].T, G[:, where], precision=HIGHEST)
-    X = ld[:, :, None, None] * jnp.einsum("aik,bkj->abij", project, root, precision=HIGHEST)
-    own_t, own_shrink = t[where, what], shrink[where, what]
-    scaled = X * own_shrink[:, None, :, None]
-    S = jnp.zeros_like(X) + jnp.apply_along_axis(jnp.diag, 1, 1 / own_shrink)[None]
-    S = S - jnp.einsum("abij,abil->abjl", scaled, X, precision=HIGHEST)
-    rest = own_t[None] - jnp.einsum("abij,ai->abj", scaled, own_t, precision=HIGHEST)
+
+@partial(jax.jit, static_argnames="candidates")
+def look(
+    gram: Array,
+    b: Array,
+    classes: ClassArrays,
+    log_odds: Array,
+    shrink: tuple[Array, ...],
+    half_log: Array,
+    starts: Array,
+    *,
+    candidates: int,
+) -> tuple[Alone, Candidates]:
+    """Single effects, and the candidates.
+
+    gram: (m, m), G^T G.  b: (m, K), G^T residual.  shrink, half_log: see `shrinkage`.  starts: (2, m, K), of the slots.
+    """
+    count = log_odds.shape[1]
+    t = whitened_effect(classes, b)
+    bayes = log_bayes_factors(t, shrink, half_log)
+    weight = log_odds + bayes
+    score = weight - jnp.max(weight)
+
+    def given(mean: Array, score: Array) -> Array:
+        left = whitened_effect(classes, b - jnp.matmul(gram, mean, precision=HIGHEST))
+        new = log_odds + log_bayes_factors(left, shrink, half_log)
+        return jnp.maximum(score, new - jnp.max(new))
+
+    def one_slot(score: Array, mean: Array) -> tuple[Array, None]:
+        return jax.lax.cond(jnp.any(mean != 0), given, lambda _, score: score, mean, score), None
+
+    score, _ = jax.lax.scan(one_slot, score, starts)
+    chosen = jax.lax.top_k(score.ravel(), candidates)[1]
+    where, what = chosen // count, chosen % count
+    top = jnp.maximum(jnp.max(weight), 0.0)
+    one = jnp.sum(jnp.exp(weight - top))
+    ld = gram[where[:, None], where[None, :]]
+    return Alone(t, weight), Candidates(where, what, ld, b[where], log_odds[where, what], bayes[where, what], top, one)
+
+
+def weigh_pairs(classes: ClassArrays, chosen: Candidates, together: float = 0.0) -> Pairs:
+    """Every pair of candidates, with as many coordinates as any of them has, a power of 2.
+
+    together: added to the log prior odds of pairs in LD.
+    """
+    most = int(classes.rank[np.asarray(chosen.what)].max())
+    rank = min(1 << (most - 1).bit_length(), classes.gain.shape[1])
+    return _weigh_pairs(classes, chosen, np.asarray(together, chosen.b.dtype), rank=rank)
+
+
+@partial(jax.jit, static_argnames="rank")
+def _weigh_pairs(classes: ClassArrays, chosen: Candidates, together: Array, *, rank: int) -> Pairs:
+    """Ordered pairs (a, b), a slower; each unordered one appears twice.
+
+    Coordinates come first, so that steps on small matrices run over all pairs at once.
+    """
+    where, what, ld = chosen.where, chosen.what, chosen.ld
+    d = jnp.diagonal(ld)
+    root, project, own = (x[what, -rank:] for x in (classes.root, classes.project, classes.own))
+    X = ld[None, None] * jnp.einsum("aik,bjk->ijab", project, root, precision=HIGHEST)
+    t = jnp.einsum("aik,ak->ia", project, chosen.b, precision=HIGHEST)
+    shrink = (1 / (1 + d[:, None] * classes.gain[what, -rank:])).T
+    S = (jnp.eye(rank, dtype=X.dtype)[:, :, None] / shrink[None])[:, :, None, :]
+    rest = t[:, None, :]
+    for i in range(rank):
+        scaled = shrink[i][None, :, None] * X[i]
+        S = S - scaled[:, None] * X[i][None]
+        rest = rest - t[i][None, :, None] * scaled
     inverse, log_det = _inverse(S)
-    v = jnp.einsum("abij,abj->abi", inverse, rest, precision=HIGHEST)
-    log_bayes_two = log_bayes[where, what][:, None] + 0.5 * (jnp.sum(v * rest, axis=2) - log_det)
-    odds = log_odds[where, what]
-    both = odds[:, None] + odds[None, :] + log_bayes_two
+    v = inverse[0] * rest[0][None]
+    for i in range(1, rank):
+        v = v + inverse[i] * rest[i][None]
+    log_bayes = chosen.bayes[:, None] + 0.5 * (jnp.sum(v * rest, axis=0) - log_det)
+    size = jnp.sqrt(jnp.where(d > 0, d, 1.0))
+    correlation = ld / size[:, None] / size[None, :]
+    linked = correlation**2 > LINKED
+    both = chosen.odds[:, None] + chosen.odds[None, :] + log_bayes + jnp.where(linked, together, 0.0)
     both = jnp.where(where[:, None] == where[None, :], -jnp.inf, both)
     # The two orders differ by rounding; pairs are weighed once.
     both = jnp.where(jnp.isnan(both), -jnp.inf, 0.5 * (both + both.T))
 
-    top = jnp.maximum(jnp.maximum(jnp.max(alone), jnp.max(both)), 0.0)
-    none, one, two = jnp.exp(-top), jnp.exp(alone - top), jnp.exp(both - top)
-    total = none + jnp.sum(one) + 0.5 * jnp.sum(two)
-    none, one, two = none / total, one / total, two / total
-    member = jnp.sum(two, axis=0)  # probability that the candidate is one of two
-
-    lead, follower = _labelled(ld / jnp.sqrt(d[where])[:, None] / jnp.sqrt(d[where])[None, :], two)
+    top = jnp.maximum(jnp.max(both), chosen.top)
+    none, one, two = jnp.exp(-top), chosen.one * jnp.exp(chosen.top - top), jnp.exp(both - top)
+    number = jnp.stack([none, one, 0.5 * jnp.sum(two)])
+    total = jnp.sum(number)
+    two = two / total
+    lead, follower = _labelled(correlation, two)
     acts = classes.traits[what]
     disjoint = jnp.matmul(acts, acts.T) == 0
-    nowhere = jnp.zeros((m, count), G.dtype)
-    moments = [alone_moments(one, t, shrink, out) for out in (classes.root, classes.own)]
-    fitted = moments[0][0].at[where].add(_of_two(two, v, inverse, root)[0])
-    mean, square = (
-        x.at[where].add(y) for x, y in zip(moments[1], _of_two(two, v, inverse, classes.own[what]), strict=True)
-    )
-    return Group(
-        one.at[where, what].add(member),
-        fitted,
-        mean,
-        square,
-        jnp.stack([none, jnp.sum(one), 0.5 * jnp.sum(two)]),
-        one.at[where, what].add(lead),
-        nowhere.at[where, what].add(follower),
-        jnp.zeros(m, G.dtype).at[where].add(jnp.sum(jnp.where(disjoint, two, 0.0), axis=0)),
-        top + jnp.log(total),
+    of_v = jnp.sum(two[None] * v, axis=1)
+    of_vv = jnp.sum(two[None, None] * (v[:, None] * v[None] + inverse), axis=2)
+    return Pairs(
+        jnp.sum(two, axis=0),
+        lead,
+        follower,
+        jnp.sum(jnp.where(disjoint, two, 0.0), axis=0),
+        jnp.einsum("bik,ib->bk", root, of_v, precision=HIGHEST),
+        jnp.einsum("bik,ib->bk", own, of_v, precision=HIGHEST),
+        jnp.einsum("bik,bjk,ijb->bk", own, own, of_vv, precision=HIGHEST),
+        number / total,
+        top,
+        total,
+        0.5 * jnp.sum(jnp.where(linked, two, 0.0)),
     )
 
 
-def alone_moments(probability: Array, t: Array, shrink: Array, out: Array) -> tuple[Array, Array]:
-    """E[w] and E[w^2] (m, K) of single effects w = out_c v."""
-    effect = jnp.einsum("mci,cki->mck", t * shrink, out, precision=HIGHEST)
-    spread = jnp.einsum("mci,cki->mck", shrink, out**2, precision=HIGHEST)
-    mean = jnp.sum(probability[:, :, None] * effect, axis=1)
-    return mean, jnp.sum(probability[:, :, None] * (effect**2 + spread), axis=1)
+@jax.jit
+def fit(
+    classes: ClassArrays, alone: Alone, shrink: tuple[Array, ...], chosen: Candidates, pairs: Pairs
+) -> tuple[Array, Array]:
+    """Of single effects the probabilities (m, C), and of all effects E[u] (m, K)."""
+    probability = jnp.exp(alone.weight - pairs.top) / pairs.total
+    return probability, mean_effect(classes, probability, alone.t, shrink).at[chosen.where].add(pairs.fitted)
 
 
-def _of_two(two: Array, v: Array, inverse: Array, out: Array) -> tuple[Array, Array]:
-    """The same (q, K) of the second member of each ordered pair."""
-    effect = jnp.einsum("abi,bki->abk", v, out, precision=HIGHEST)
-    spread = jnp.einsum("bki,abij,bkj->abk", out, inverse, out, precision=HIGHEST)
-    return jnp.sum(two[:, :, None] * effect, axis=0), jnp.sum(two[:, :, None] * (effect**2 + spread), axis=0)
+moments = jax.jit(alone_moments)
 
 
-def _candidates(
-    G: Array,
-    classes: EffectClasses,
-    log_odds: Array,
-    d: Array,
-    b: Array,
-    alone: Array,
-    slots: tuple[Array, Array],
-    q: int,
-) -> Array:
-    """(q,), the likeliest variants and classes, as variant * C + class."""
-    score = alone - jnp.max(alone)
-    for mean in slots:
-        taken = jnp.matmul(G.T, jnp.matmul(G, mean, precision=HIGHEST), precision=HIGHEST)
-        given = log_odds + whitened_effect(classes, b - taken, d)[2]
-        score = jnp.maximum(score, given - jnp.max(given))
-    return jax.lax.top_k(score.ravel(), q)[1]
+def report(
+    classes: ClassArrays,
+    alone: Alone,
+    shrink: tuple[Array, ...],
+    probability: Array,
+    fitted: Array,
+    chosen: Candidates,
+    pairs: Pairs,
+) -> Group:
+    """The posterior from what `look`, `weigh_pairs` and `fit` found, as NumPy arrays."""
+    one, own, (where, what, *_), two, u = jax.device_get(
+        (probability, moments(classes, probability, alone.t, shrink), chosen, pairs, fitted)
+    )
+    mean, square = (np.array(x) for x in own)
+    whole, first, second, apart = np.array(one), np.array(one), np.zeros_like(one), np.zeros_like(one[:, 0])
+    np.add.at(whole, (where, what), two.member)
+    np.add.at(first, (where, what), two.lead)
+    np.add.at(second, (where, what), two.follower)
+    np.add.at(apart, where, two.apart)
+    np.add.at(mean, where, two.mean)
+    np.add.at(square, where, two.square)
+    evidence = float(two.top) + float(np.log(two.total))
+    return Group(whole, u, mean, square, two.numbers, first, second, apart, evidence)
 
 
 def _inverse(S: Array) -> tuple[Array, Array]:
-    """Inverse and log-determinant of (..., K, K), positive definite."""
-    if S.shape[-1] == 1:
-        return 1 / S, jnp.log(S[..., 0, 0])
-    lower = jnp.linalg.cholesky(S)
-    unit = jnp.broadcast_to(jnp.eye(S.shape[-1], dtype=S.dtype), S.shape)
-    half = jax.scipy.linalg.solve_triangular(lower, unit, lower=True)
-    diagonal = jnp.diagonal(lower, axis1=-2, axis2=-1)
-    return jnp.einsum("...ji,...jl->...il", half, half, precision=HIGHEST), 2 * jnp.sum(jnp.log(diagonal), axis=-1)
+    """Inverse and log-determinant of positive definite S (r, r, ...), all at once, by symmetric sweeps."""
+    rank = len(S)
+    if rank == 1:
+        return 1 / S, jnp.log(S[0, 0])
+    number = jnp.arange(rank)
+    rows = number.reshape(rank, 1, *(1,) * (S.ndim - 2))
+    columns = number.reshape(1, rank, *(1,) * (S.ndim - 2))
+
+    def sweep(i: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        A, log_det = carry
+        row = jax.lax.dynamic_index_in_dim(A, i, keepdims=False)
+        pivot = jax.lax.dynamic_index_in_dim(row, i, keepdims=False)
+        scaled = row / pivot[None]
+        A = jnp.where(
+            rows == i,
+            jnp.where(columns == i, -1 / pivot[None, None], scaled[None]),
+            jnp.where(columns == i, scaled[:, None], A - row[:, None] * scaled[None]),
+        )
+        return A, log_det + jnp.log(pivot)
+
+    swept, log_det = jax.lax.fori_loop(0, rank, sweep, (S, jnp.zeros_like(S[0, 0])))
+    return -swept, log_det
 
 
 def _labelled(correlation: Array, two: Array) -> tuple[Array, Array]:

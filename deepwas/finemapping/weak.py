@@ -14,34 +14,61 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from numpy.typing import ArrayLike
 
-from deepwas.finemapping.effects import HIGHEST, EffectClasses, whitened_effect
-from deepwas.finemapping.pairs import Group, alone_moments
+from deepwas.finemapping.effects import (
+    HIGHEST,
+    ClassArrays,
+    log_bayes_factors,
+    mean_effect,
+    shrinkage,
+    whitened_effect,
+)
+from deepwas.finemapping.pairs import Alone, Group, moments
 
-__all__ = ["weak_effects"]
+__all__ = ["fit_weak", "report_weak", "weak_effects"]
 
 
-@jax.jit
-def weak_effects(G: Array, residual: Array, classes: EffectClasses, log_odds: Array) -> Group:
+def weak_effects(G: ArrayLike, residual: ArrayLike, classes: ClassArrays, log_odds: ArrayLike) -> Group:
     """Arguments as for `at_most_two`. Its `numbers` are those of independent effects: none, one, and the rest.
 
     Cost O(k m^2).
     """
-    d = jnp.sum(G * G, axis=0)
-    b = jnp.matmul(G.T, residual, precision=HIGHEST)
-    t, shrink, log_bayes = whitened_effect(classes, b, d)
-    weight = jnp.exp(log_odds + log_bayes)
+    factor = np.asarray(G)
+    gram = factor.T @ factor
+    shrink, half_log = shrinkage(classes, jnp.asarray(gram.diagonal()))
+    t = whitened_effect(classes, jnp.asarray(factor.T @ np.asarray(residual)))
+    alone = Alone(t, jnp.asarray(log_odds) + log_bayes_factors(t, shrink, half_log))
+    probability, _, fitted, total = fit_weak(classes, gram, alone, shrink)
+    return report_weak(classes, alone, shrink, probability, fitted, total)
+
+
+@jax.jit
+def fit_weak(
+    classes: ClassArrays, gram: Array, alone: Alone, shrink: tuple[Array, ...]
+) -> tuple[Array, Array, Array, Array]:
+    """Probabilities (m, C), their sum, E[u] (m, K), and the sum of odds times Bayes factors.  gram: (m, m), G^T G."""
+    length = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 1e-30))
+    weight = jnp.exp(alone.weight)
     own = jnp.sum(weight, axis=1)
-    length = jnp.sqrt(jnp.where(d > 0, d, 1.0))
-    squared = (jnp.matmul(G.T, G, precision=HIGHEST) / length[:, None] / length[None, :]) ** 2
-    probability = weight / (1 + jnp.matmul(squared, own, precision=HIGHEST))[:, None]
-    fitted, _ = alone_moments(probability, t, shrink, classes.root)
-    mean, square = alone_moments(probability, t, shrink, classes.own)
-    where = jnp.sum(probability, axis=1)
-    none = jnp.exp(jnp.sum(jnp.log1p(-jnp.minimum(where, 1 - 1e-6))))
-    one = none * jnp.sum(where / (1 - jnp.minimum(where, 1 - 1e-6)))
-    numbers = jnp.stack([none, one, jnp.maximum(1 - none - one, 0.0)])
-    nowhere = jnp.zeros_like(probability)
-    apart = jnp.zeros_like(where)
-    return Group(probability, fitted, mean, square, numbers, nowhere, nowhere, apart, jnp.log1p(jnp.sum(own)))
+    competing = jnp.matmul((gram / length[:, None] / length[None, :]) ** 2, own, precision=HIGHEST)
+    probability = weight / (1 + competing)[:, None]
+    fitted = mean_effect(classes, probability, alone.t, shrink)
+    return probability, jnp.sum(probability), fitted, jnp.sum(own)
+
+
+def report_weak(
+    classes: ClassArrays, alone: Alone, shrink: tuple[Array, ...], probability: Array, fitted: Array, total: Array
+) -> Group:
+    """The posterior from what `fit_weak` found, as NumPy arrays."""
+    p, u, all_of_them, (mean, square) = jax.device_get(
+        (probability, fitted, total, moments(classes, probability, alone.t, shrink))
+    )
+    where = np.minimum(p.sum(axis=1), 1 - 1e-6)
+    none = np.exp(np.log1p(-where).sum())
+    one = none * np.sum(where / (1 - where))
+    numbers = np.array([none, one, max(1 - none - one, 0.0)])
+    nowhere = np.zeros_like(p)
+    return Group(p, u, mean, square, numbers, nowhere, nowhere, np.zeros_like(where), float(np.log1p(all_of_them)))

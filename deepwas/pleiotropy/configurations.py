@@ -12,6 +12,10 @@ d >= 0 are solved for, and pi_jk = d_jk / s_k. psi(n), n >= 2, is the excess of 
 independent traits would show, in log odds; 0 is independence. a_k holds the marginals: the expected number of variants
 that act on trait k stays sum_j pi_jk whatever psi is.
 
+Up to `MOST_TRAITS` traits have all their 2^K - 1 configurations. Of more traits a model holds some: those of one trait
+and of two, and the larger ones that variants of the genome seem to have (`deepwas.pleiotropy.growing`); all others have
+the prior 0.
+
 A configuration delta is a class of an effect (`deepwas.finemapping.effects`): u = sqrt(N) times the total effect has
 covariance diag(sqrt N) (I - T)^-T diag(s delta) (I - T)^-1 diag(sqrt N), its mean over draws of T where T is uncertain.
 
@@ -31,11 +35,22 @@ from numpy.typing import ArrayLike, NDArray
 from deepwas.errors import InputError
 from deepwas.finemapping.effects import EffectClasses, effect_classes
 
-__all__ = ["MOST_TRAITS", "TraitModel", "configurations", "direct_variances"]
+__all__ = [
+    "MOST_LIKELY",
+    "MOST_SETS",
+    "MOST_TRAITS",
+    "TraitModel",
+    "configurations",
+    "direct_variances",
+    "first_sets",
+    "numbers_of_sets",
+    "sets_of_numbers",
+]
 
 Floats = NDArray[np.float64]
 
-MOST_TRAITS = 8  # 255 configurations
+MOST_TRAITS = 8  # of which all sets are kept: 255 configurations
+MOST_SETS = 320  # kept of more traits
 MOST_LIKELY = 0.5  # pi_jk at most
 _SWEEPS = 200
 
@@ -49,6 +64,22 @@ def configurations(traits: int, most: int | None = None) -> NDArray[np.bool_]:
     for row, chosen in enumerate(sets):
         masks[row, list(chosen)] = True
     return masks
+
+
+def first_sets(traits: int) -> NDArray[np.bool_]:
+    """(C, K), all configurations of up to `MOST_TRAITS` traits; of more, those of one trait and of two."""
+    return configurations(traits, None if traits <= MOST_TRAITS else 2)
+
+
+def numbers_of_sets(sets: NDArray[np.bool_]) -> Floats:
+    """(C,), each set as a sum of 2^k: exact in a float up to 53 traits."""
+    return np.asarray(sets @ 2.0 ** np.arange(sets.shape[1]), np.float64)
+
+
+def sets_of_numbers(numbers: ArrayLike, traits: int) -> NDArray[np.bool_]:
+    """(C, K), what `numbers_of_sets` was made of."""
+    whole = np.asarray(numbers, np.float64).astype(np.int64)
+    return (whole[:, None] >> np.arange(traits)) % 2 == 1
 
 
 def direct_variances(total: ArrayLike, T: ArrayLike) -> Floats:
@@ -94,6 +125,8 @@ class TraitModel:
     excess: (K + 1,), psi by number of traits; that of 0 and 1 is 0.  offsets: (K,), a.
     draws: (n, K, K), of T, over which the covariance of effects is averaged; none takes T as exact.
     loadings: (F, K), a of F heritable factors.  factor_odds: (F,), log prior odds that a variant acts through each.
+    together: log odds by which two effects in LD are likelier than two independent ones, >= 0.
+    sets: (C, K) bool, the configurations, small ones first and the K of one trait in order; `first_sets` by default.
     """
 
     sample_size: Floats
@@ -105,9 +138,19 @@ class TraitModel:
     draws: Floats = field(default_factory=lambda: np.zeros((0, 0, 0)))
     loadings: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     factor_odds: Floats = field(default_factory=lambda: np.zeros(0))
+    sets: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))
+    together: float = 0.0
 
     def __post_init__(self) -> None:
         K = len(self.sample_size)
+        sets = np.asarray(self.sets, bool) if len(self.sets) else first_sets(K)
+        object.__setattr__(self, "sets", sets)
+        size = sets.sum(axis=1) if sets.ndim == 2 and sets.shape[1] == K else np.zeros(1)
+        ordered = len(size) >= K and (np.diff(size) >= 0).all() and np.array_equal(sets[:K], np.eye(K, dtype=bool))
+        if not ordered or len(np.unique(sets, axis=0)) < len(sets) or (K > 1 and size[K : K + 1].sum() == 1):
+            raise InputError(
+                f"sets must be different ones of {K} traits, small ones first: each trait alone, in order, then others."
+            )
         for name, shape in (("excess", K + 1), ("offsets", K)):
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, np.zeros(shape))
@@ -120,7 +163,7 @@ class TraitModel:
     @cached_property
     def masks(self) -> NDArray[np.bool_]:
         """(C + F, K), traits acted on directly: the configurations, then the factors, which act on none."""
-        return np.concatenate([configurations(self.traits), np.zeros((self.factors, self.traits), bool)])
+        return np.concatenate([self.sets, np.zeros((self.factors, self.traits), bool)])
 
     @property
     def factors(self) -> int:
@@ -133,7 +176,7 @@ class TraitModel:
         scale = np.sqrt(self.sample_size)
         forward = self.forward
         each = np.stack([_spread(T) for T in self.draws]) * scale[None, None, :] if len(self.draws) else forward[None]
-        weights = configurations(self.traits) * self.slab[None, :]
+        weights = self.sets * self.slab[None, :]
         covariances = np.einsum("nlk,cl,nli->cki", each, weights, each, optimize=True) / len(each)
         loads = self.loadings.reshape(self.factors, self.traits) * scale[None, :]
         covariances = np.concatenate([covariances, loads[:, :, None] * loads[:, None, :]])
@@ -150,13 +193,17 @@ class TraitModel:
         """(K, K), u = d forward: effects in units of z-scores of direct effects d."""
         return _spread(self.T) * np.sqrt(self.sample_size)[None, :]
 
-    def log_odds(self, direct: Floats) -> Floats:
-        """(m, C + F), log P(delta) - log P(0), from the direct variances (m, K)."""
+    def log_odds(self, direct: Floats, shared: NDArray[np.floating] | None = None) -> Floats:
+        """(m, C + F), log P(delta) - log P(0), from the direct variances (m, K).
+
+        shared: (m,), to be added for configurations of two traits or more.
+        """
         pi = np.minimum(direct / self.slab[None, :], MOST_LIKELY)
         with np.errstate(divide="ignore"):
             each = np.log(pi) - np.log1p(-pi) + self.offsets[None, :]
-        chosen = configurations(self.traits)
-        masks, size = chosen.astype(np.float64), chosen.sum(axis=1)
+        masks, size = self.sets.astype(np.float64), self.sets.sum(axis=1)
         gone = (~np.isfinite(each)).astype(np.float64) @ masks.T > 0
         odds = np.where(gone, -np.inf, np.where(np.isfinite(each), each, 0.0) @ masks.T + self.excess[size][None, :])
+        if shared is not None:
+            odds[:, size >= 2] += np.asarray(shared, np.float64)[:, None]
         return np.concatenate([odds, np.broadcast_to(self.factor_odds, (len(odds), self.factors))], axis=1)

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from deepwas.errors import InputError
 from deepwas.likelihood.factor import Factor, encode_factor
-from deepwas.pleiotropy.configurations import MOST_TRAITS
 from deepwas.posterior.options import PosteriorOptions
 from deepwas.posterior.source import Source, source_of
 from deepwas.runs import Fit, load_fit
@@ -29,12 +28,13 @@ from deepwas.training.whitened import FactorCache
 if TYPE_CHECKING:
     from deepwas.ld import LDStore
 
-__all__ = ["STEP", "JointBlocks", "Traits", "named", "open_joint", "read_traits"]
+__all__ = ["MOST_AT_ONCE", "STEP", "JointBlocks", "Traits", "named", "open_joint", "read_traits"]
 
 Floats = NDArray[np.float64]
 Advance = Callable[[int, int], None]
 
 STEP = "pleiotropy"
+MOST_AT_ONCE = 20  # traits
 COPIES = 0.99  # correlation of z-scores above which two traits are one
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _UNEQUAL = 0.2
@@ -76,8 +76,8 @@ def named(given: Any, what: str) -> dict[str, Any]:
             raise InputError(f"{name!r} cannot name a trait: columns bear its name. Use letters, digits and _ . + -")
     if len(found) < 2:
         raise InputError(f"pleiotropy needs two traits or more; given: {', '.join(found) or 'none'}.")
-    if len(found) > MOST_TRAITS:
-        raise InputError(f"{len(found)} traits are given; at most {MOST_TRAITS} are classified at once.")
+    if len(found) > MOST_AT_ONCE:
+        raise InputError(f"{len(found)} traits are given; at most {MOST_AT_ONCE} are classified at once.")
     return found
 
 

@@ -6,29 +6,50 @@ With p_jk the posterior probability that variant j acts on trait k by itself and
 
 where w = `_PRIOR_COUNT` effects of the slab s_0 that learning starts from keep s_k in range where a trait shows none.
 
-psi(n) moves by the log of the expected number of variants that act on n traits over the number that the prior gives,
-both with `_PRIOR_COUNT` more, and the offsets a by the log of sum_j pi_jk over the prior's expected number for trait k:
-iterative scaling, whose fixed point is the maximum over psi with the marginals held.
+psi and the offsets a are then those under which the same share of the effects is in variants of n >= 2 traits by the
+prior as by the posterior (with `_SIZE_COUNT` more of each size, and `_PRIOR_COUNT` more effects on one trait alone),
+while sum_j pi_jk variants act on trait k: the maximum over psi with the marginals held. They are found by iterative
+scaling (Darroch & Ratcliff 1972), psi by the log of wanted over expected numbers, a by the same over the mean size of
+the sets that hold the trait, so that steps do not overshoot.
+
+Effects of different variants lie near one another more often than by chance where loci are what matters. The log odds
+of two effects in LD move by the log of their number over that which the prior expects, `_PRIOR_COUNT` added to both,
+and stay at 0 or above. Without them one variant with two effects would stand in for two variants.
+
+Learning starts from some sharing, `_START_SHARE` of the effects: expectation-maximisation leaves a size of which there
+is nearly nothing to start with only slowly, and one that the z-scores speak against at once.
 """
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.finemapping.block import BlockEffects, Task, locate_effects
+from deepwas.finemapping.groups import LINKED
 from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
 
-__all__ = ["Counts", "JointBlock", "learn", "locate"]
+__all__ = ["Counts", "JointBlock", "Sample", "learn", "locate"]
 
 Floats = NDArray[np.float64]
 
 _PRIOR_COUNT = 0.5
-_LEAP = 1.5  # of a logarithm, a round
+_SIZE_COUNT = 0.05  # variants of each number of traits
+_START_SHARE = 0.03
+_SAMPLE = 500_000  # variants times configurations by which psi and a are solved for
+_SCALINGS = 60
+_SCALED = 0.02
+_NOTHING = 1e-12
+_LEAP = 1.5  # of a slab's logarithm, a round
 _RAISES = 2  # of a block's noise
+_WORKERS = 4  # threads, at most
+_MOST_TOGETHER = 8.0
 _CLOSE = 0.03
 
 
@@ -38,6 +59,7 @@ class JointBlock:
 
     factor: G (k, m).  whitened: (k, K), of the trait-wise z-scores.  direct: (m, K), direct variances d.
     rows: of its variants in the store.  shape: to pad to; None for that of the call.
+    shared: (m,), added to the log odds of all configurations of two traits or more; None for 0.
     """
 
     factor: NDArray[np.floating]
@@ -45,59 +67,131 @@ class JointBlock:
     direct: Floats
     rows: slice
     shape: tuple[int, int] | None = None
+    shared: NDArray[np.floating] | None = None
 
 
 @dataclass
 class Counts:
     """Sums over variants that learning needs.
 
-    present, prior: (K,), of p and of pi.  kept: (K,), sum d (1 - p) / (1 - pi).  squares: (K,), sum E[D^2].
-    sizes, prior_sizes: (K + 1,), numbers of variants by number of traits acted on, of posterior and prior.
-    prior_present: (K,), expected number of variants by trait under the prior with psi and a.
+    present: (K,), of p.  kept: (K,), sum d (1 - p) / (1 - pi).  squares: (K,), sum E[D^2].
+    sizes: (K + 1,), numbers of variants by number of traits acted on.
+    linked, chance_linked: pairs of effects in LD, of posterior and prior.
     """
 
     present: Floats
-    prior: Floats
     kept: Floats
     squares: Floats
     sizes: Floats
-    prior_sizes: Floats
-    prior_present: Floats
+    linked: float = 0.0
+    chance_linked: float = 0.0
 
     @classmethod
     def zero(cls, traits: int) -> Counts:
         """Nothing counted."""
-        present, prior, kept, squares, prior_present = np.zeros((5, traits))
-        return cls(present, prior, kept, squares, np.zeros(traits + 1), np.zeros(traits + 1), prior_present)
+        present, kept, squares = np.zeros((3, traits))
+        return cls(present, kept, squares, np.zeros(traits + 1))
 
     def add(self, block: JointBlock, log_odds: Floats, found: BlockEffects, model: TraitModel) -> None:
-        """Count a block."""
-        masks = model.masks.astype(np.float64)
-        size = model.masks.sum(axis=1)
-        p = found.probability @ masks
+        """Count a block, of which `locate` has found this."""
+        self.linked += found.linked
+        any_effect = 1 / (1 + np.exp(-np.logaddexp.reduce(log_odds, axis=1)))
+        self.chance_linked += float(np.exp(model.together)) * _linked(np.asarray(block.factor), any_effect)
+        p = found.probability @ model.masks.astype(np.float64)
         pi = np.minimum(block.direct / model.slab[None, :], MOST_LIKELY)
         self.present += p.sum(axis=0)
-        self.prior += pi.sum(axis=0)
         self.kept += np.sum(block.direct * (1 - np.minimum(p, 1)) / (1 - pi), axis=0)
         self.squares += found.square.sum(axis=0)
-        prior = np.exp(log_odds - np.logaddexp(0, np.logaddexp.reduce(log_odds, axis=1))[:, None])
-        np.add.at(self.sizes, size, found.probability.sum(axis=0))
-        np.add.at(self.prior_sizes, size, prior.sum(axis=0))
-        self.prior_present += (prior @ masks).sum(axis=0)
+        np.add.at(self.sizes, model.masks.sum(axis=1), found.probability.sum(axis=0))
 
-    def update(self, model: TraitModel, start: Floats, *, share: bool) -> tuple[TraitModel, float]:
-        """The model after one round, and the largest change of a logarithm; share: learn psi."""
+    def update(self, model: TraitModel, start: Floats, sample: Sample | None) -> tuple[TraitModel, float]:
+        """The model after one round, and the largest change of a logarithm; sample: to learn psi from, None for 0."""
         slab = (self.kept + self.squares / 2 + _PRIOR_COUNT * start) / (1.5 * self.present + _PRIOR_COUNT)
         step = np.clip(np.log(slab / model.slab), -_LEAP, _LEAP)
-        excess, offsets = model.excess.copy(), model.offsets.copy()
-        moved = np.zeros(len(excess))
-        if share:
-            moved = np.clip(np.log((self.sizes + _PRIOR_COUNT) / (self.prior_sizes + _PRIOR_COUNT)), -_LEAP, _LEAP)
-            moved[:2] = 0.0
-            excess += moved
-            offsets += np.log(self.prior / self.prior_present)
-        changed = replace(model, slab=model.slab * np.exp(step), excess=excess, offsets=offsets)
-        return changed, float(max(np.abs(step).max(), np.abs(moved).max()))
+        nearer = np.clip(np.log((self.linked + _PRIOR_COUNT) / (self.chance_linked + _PRIOR_COUNT)), -_LEAP, _LEAP)
+        together = float(np.clip(model.together + nearer, 0.0, _MOST_TOGETHER))
+        changed = replace(model, slab=model.slab * np.exp(step), together=together)
+        moved = max(np.abs(step).max(), abs(together - model.together))
+        if sample is not None:
+            changed, expected = sample.solve(changed, self.shares())
+            before = sample.expected(model)[0][2:]
+            moved = max(moved, np.abs(np.log((expected[2:] + _PRIOR_COUNT) / (before + _PRIOR_COUNT))).max())
+        return changed, float(moved)
+
+    def shares(self) -> Floats:
+        """(K + 1,), variants of n traits, n >= 2, over all effects; 0 for smaller n."""
+        K = len(self.present)
+        sizes = np.where(np.arange(K + 1) >= 2, self.sizes + _SIZE_COUNT, 0.0)
+        return np.asarray(
+            sizes / (self.present.sum() + np.arange(K + 1) @ (sizes - self.sizes).clip(0) + _PRIOR_COUNT * K)
+        )
+
+
+def _linked(G: NDArray[np.floating], p: Floats) -> float:
+    """Expected number of pairs in LD of independent effects with probabilities p (m,)."""
+    gram = G.T @ G
+    length = np.sqrt(np.maximum(gram.diagonal(), 1e-30))
+    near = (gram / length[:, None] / length[None, :]) ** 2 > LINKED
+    return float(p @ near @ p - p @ p) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some variants, that stand for those of all blocks.
+
+    direct: (n, K), d.  weight: (n,), how many variants each stands for.
+    """
+
+    direct: Floats
+    weight: Floats
+
+    @classmethod
+    def of(cls, blocks: Sequence[JointBlock], model: TraitModel) -> Sample:
+        """All variants; of too many, those with the largest priors, and of the others some, evenly spread."""
+        direct = np.concatenate([block.direct for block in blocks])
+        n, most = len(direct), max(2048, _SAMPLE // len(model.masks))
+        if n <= most:
+            return cls(direct, np.ones(n))
+        order = np.argsort(-(direct / model.slab[None, :]).sum(axis=1), kind="stable")
+        rest = np.sort(order[most // 2 :])
+        some = rest[:: -(-2 * len(rest) // most)]
+        weight = np.concatenate([np.ones(most // 2), np.full(len(some), len(rest) / len(some))])
+        return cls(direct[np.concatenate([order[: most // 2], some])], weight)
+
+    def expected(self, model: TraitModel) -> tuple[Floats, Floats, Floats, Floats]:
+        """By the prior: numbers of variants by number of traits (K + 1,); that act on each trait (K,), the same times
+        the size of their sets, and what it should be, sum pi."""
+        odds = model.log_odds(self.direct)
+        prior = np.exp(odds - np.logaddexp(0, np.logaddexp.reduce(odds, axis=1))[:, None]).T @ self.weight
+        size = model.masks.sum(axis=1)
+        sizes = np.bincount(size, weights=prior, minlength=model.traits + 1).astype(np.float64)
+        pi = self.weight @ np.minimum(self.direct / model.slab[None, :], MOST_LIKELY)
+        return sizes, prior @ model.masks, (prior * size) @ model.masks, pi
+
+    def solve(self, model: TraitModel, shares: Floats) -> tuple[TraitModel, Floats]:
+        """The model with psi and a that expect `shares` (K + 1,) of variants of n traits over effects, and the numbers
+        of variants (K + 1,) that it expects."""
+        sizes = np.zeros(0)
+        for _ in range(_SCALINGS):
+            sizes, present, weighted, pi = self.expected(model)
+            wanted = shares * pi.sum()
+            off = np.log(np.maximum(wanted, _NOTHING) / np.maximum(sizes, _NOTHING))
+            off[:2] = 0.0
+            off[sizes == 0] = 0.0  # no set of this size can be
+            shift = np.log(np.maximum(pi, _NOTHING) / np.maximum(present, _NOTHING)) * (present + _NOTHING)
+            shift /= weighted + _NOTHING
+            if max(np.abs(off).max(), np.abs(shift).max()) < _SCALED:
+                break
+            model = replace(
+                model, excess=model.excess + 0.5 * np.clip(off, -6, 6), offsets=model.offsets + np.clip(shift, -2, 2)
+            )
+        return model, sizes
+
+    def shared(self, model: TraitModel) -> TraitModel:
+        """The model with `_START_SHARE` of the effects in variants of two traits or more, as many of each size."""
+        sizes = np.arange(model.traits + 1)
+        shares = np.where(sizes >= 2, _START_SHARE / np.maximum(sizes, 1) / max(model.traits - 1, 1), 0.0)
+        return self.solve(model, shares)[0]
 
 
 def locate(
@@ -114,20 +208,24 @@ def locate(
 
     panel: people that the LD was estimated from. Effects u add E[u u^T] / panel to the noise of every whitened
     direction, as LD of other people is off by chance; where that matters a block is weighed again. None takes LD as
-    exact.
+    exact.  Blocks are located in threads, a few ahead of what is asked for, and come in their order.
     """
-    for block in blocks:
-        odds = model.log_odds(block.direct)
-        task, level = Task(block.factor, block.whitened, odds), model.noise
+    classes = model.classes
+
+    def one(block: JointBlock) -> tuple[JointBlock, Floats, BlockEffects]:
+        odds = model.log_odds(block.direct, block.shared)
+        task, level, used = Task(block.factor, block.whitened, odds), model.noise, classes
         for number in range(_RAISES + 1):
-            used = model if number == 0 else replace(model, noise=level)
+            if number:
+                used = replace(model, noise=level).classes
             (found,) = locate_effects(
                 [task],
-                used.classes,
+                used,
                 slots=slots,
                 candidates=candidates,
                 coverage=coverage,
                 shape=block.shape or shape,
+                together=model.together,
             )
             if panel is None:
                 break
@@ -135,7 +233,21 @@ def locate(
             if np.abs(np.log(np.diag(wanted) / np.diag(level))).max() < _CLOSE:
                 break
             level = wanted
-        yield block, odds, found
+        return block, odds, found
+
+    each = iter(blocks)
+    for block in each:
+        yield one(block)  # compiles, once
+        break
+    workers = min(_WORKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[tuple[JointBlock, Floats, BlockEffects]]] = deque()
+        for block in each:
+            waiting.append(pool.submit(one, block))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _raised(model: TraitModel, found: BlockEffects, panel: float) -> Floats:
@@ -167,6 +279,9 @@ def learn(
     all rounds).
     """
     start = model.slab
+    sample = Sample.of(blocks, model) if share else None
+    if sample is not None and not model.excess.any():
+        model = sample.shared(model)
     done, total = 0, rounds * len(blocks)
     for number in range(rounds):
         counts = Counts.zero(model.traits)
@@ -176,7 +291,7 @@ def learn(
             done += 1
             if progress is not None:
                 progress(done, total)
-        model, change = counts.update(model, start, share=share)
+        model, change = counts.update(model, start, sample)
         if change < tolerance:
             if progress is not None:
                 progress(total, total)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.errors import InputError
-from deepwas.pleiotropy.configurations import TraitModel, direct_variances
+from deepwas.pleiotropy.configurations import (
+    MOST_TRAITS,
+    TraitModel,
+    direct_variances,
+    numbers_of_sets,
+    sets_of_numbers,
+)
 from deepwas.pleiotropy.factors import HeritableFactor, find_factors
 from deepwas.pleiotropy.genome import Structure
+from deepwas.pleiotropy.growing import grown
 from deepwas.pleiotropy.joint import JointBlocks, Traits
 from deepwas.pleiotropy.learning import JointBlock, learn, locate
 from deepwas.pleiotropy.options import PleiotropyOptions
@@ -33,10 +40,27 @@ def prior_direct(f: Floats, T: Floats) -> Floats:
 
 
 class BlocksToLocate(Sequence[JointBlock]):
-    """Some of the joint blocks, read at each use, padded to few shapes.  direct: (M, K), d of the store's variants."""
+    """Some of the joint blocks, read at each use, padded to few shapes.
 
-    def __init__(self, joint: JointBlocks, direct: Floats, members: Sequence[int], shapes: Sequence[tuple[int, int]]):
+    direct: (M, K), d of the store's variants.  shared: of every joint block, `JointBlock.shared`.
+    """
+
+    def __init__(
+        self,
+        joint: JointBlocks,
+        direct: Floats,
+        members: Sequence[int],
+        shapes: Sequence[tuple[int, int]],
+        shared: Sequence[NDArray[np.float32]] | None = None,
+    ):
         self.joint, self.direct, self.members, self.shapes = joint, direct, list(members), list(shapes)
+        self.shared = shared
+
+    def some(self, most: int) -> BlocksToLocate:
+        """At most so many of them, evenly spread."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(len(self), most)).astype(int)).tolist()
+        members, shapes = [self.members[j] for j in chosen], [self.shapes[j] for j in chosen]
+        return BlocksToLocate(self.joint, self.direct, members, shapes, self.shared)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -50,7 +74,8 @@ class BlocksToLocate(Sequence[JointBlock]):
             return [self[x] for x in range(*j.indices(len(self)))]
         i = self.members[j]
         rows = self.joint.rows(i)
-        return JointBlock(self.joint.factor(i), self.joint.whitened[i], self.direct[rows], rows, self.shapes[j])
+        shared = None if self.shared is None else self.shared[i]
+        return JointBlock(self.joint.factor(i), self.joint.whitened[i], self.direct[rows], rows, self.shapes[j], shared)
 
 
 def learn_model(
@@ -75,8 +100,7 @@ def learn_model(
         if not mean[k] > 0:
             raise InputError(f"{name}: its prior is 0 in all LD blocks that are used. Leave the trait out.")
     model = TraitModel(traits.sample_size, structure.matrix, mean / _START, structure.effects.T, draws=structure.draws)
-    some = np.unique(np.linspace(0, len(joint) - 1, min(len(joint), options.learn_blocks)).astype(int)).tolist()
-    blocks = BlocksToLocate(joint, direct, some, [shapes[i] for i in some])
+    blocks = BlocksToLocate(joint, direct, range(len(joint)), shapes).some(options.learn_blocks)
 
     def say(done: int, total: int) -> None:
         if progress is not None:
@@ -94,11 +118,14 @@ def learn_model(
             progress=say,
         )
 
+    if model.traits > MOST_TRAITS:
+        how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
+        model = grown(locate(blocks, model, **how), model)
     model, rounds = learned(model)
     if options.confounders:
         factors = _factors(blocks, model, options, panel)
         if factors:
-            variants = sum(len(range(*joint.rows(i).indices(len(direct)))) for i in some)
+            variants = sum(len(range(*joint.rows(i).indices(len(direct)))) for i in blocks.members)
             odds = np.log([one.members / variants for one in factors])
             model = replace(model, loadings=np.stack([one.loadings for one in factors]), factor_odds=odds)
             model, more = learned(model)
@@ -135,9 +162,10 @@ def _factors(
 
 def numbers_of(model: TraitModel) -> dict[str, float]:
     """What was learned, as numbers by name."""
-    out: dict[str, float] = {}
+    out: dict[str, float] = {"together": model.together}
     for name in ("slab", "excess", "offsets", "factor_odds"):
         out |= {f"{name}_{k}": float(x) for k, x in enumerate(getattr(model, name))}
+    out |= {f"sets_{c}": float(x) for c, x in enumerate(numbers_of_sets(model.sets))}
     return out | {f"loadings_{k}": float(x) for k, x in enumerate(model.loadings.ravel())}
 
 
@@ -159,4 +187,6 @@ def model_from_numbers(known: dict[str, float], traits: Traits, structure: Struc
         structure.draws,
         read("loadings").reshape(-1, K),
         read("factor_odds"),
+        sets_of_numbers(read("sets"), K),
+        float(known["together"]),
     )

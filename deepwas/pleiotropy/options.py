@@ -21,7 +21,11 @@ class PleiotropyOptions:
     learn_blocks: LD blocks, at most, from which sizes of effects and sharing are learned.  rounds: at most.
     draws: of T, that carry its uncertainty.
     max_effects: of a block.  coverage: of credible sets.  candidates: variants whose pairs are weighed exactly.
-    hops_permutations: of the HOPS scores' null, 0 for the theoretical one.  seed: of draws and permutations.
+    network: train the semi-supervised networks (`deepwas.pleiotropy.network`); blocks are then gone through twice.
+    calibration_blocks: LD blocks, at most, on which data are simulated under the fitted model and classified, to see
+    whether probabilities mean what they say; 0 for none.
+    bootstrap: draws of the test that variants are shared beyond chance, on the learning blocks; 0 for no test.
+    hops_permutations: of the HOPS scores' null, 0 for the theoretical one.  seed: of everything random.
     """
 
     vertical: bool = True
@@ -35,12 +39,17 @@ class PleiotropyOptions:
     max_effects: int = 10
     coverage: float = 0.95
     candidates: int = 64
+    network: bool = False
+    calibration_blocks: int = 30
+    bootstrap: int = 0
     hops_permutations: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         least = {"learn_blocks": 1, "rounds": 1, "draws": 2, "max_effects": 1, "candidates": 2}
-        for name, value in (least | {"hops_permutations": 0, "seed": 0}).items():
+        for name, value in (
+            least | dict.fromkeys(("hops_permutations", "calibration_blocks", "bootstrap", "seed"), 0)
+        ).items():
             if getattr(self, name) < value:
                 raise InputError(f"{name} is {getattr(self, name)}; at least {value} is needed.")
         for name in ("fdr", "threshold", "coverage"):

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -20,6 +20,7 @@ from deepwas import __version__
 from deepwas.errors import InputError
 from deepwas.files import write_json, write_text
 from deepwas.ld import LDStore, open_ld
+from deepwas.pleiotropy.beside import Beside, beside_of
 from deepwas.pleiotropy.calls import block_columns, block_figures, loci_of, names_of_values, values_of
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.genome import Structure, read_noise, read_trait_effects, structure_of
@@ -34,6 +35,9 @@ from deepwas.posterior.progress import Computed, claim_folder
 from deepwas.posterior.tables import rounded, write_large
 from deepwas.specs import validate_table
 
+if TYPE_CHECKING:
+    from deepwas.pleiotropy.network import CalibrationReport, Labels
+
 __all__ = ["Pleiotropy", "classify"]
 
 Floats = NDArray[np.float64]
@@ -42,7 +46,7 @@ PathLike = str | os.PathLike[str]
 
 RECORD, PARTIAL = "pleiotropy.json", "pleiotropy.partial.h5"
 TABLE, LOCI, PAIRS, EFFECTS = "pleiotropy.tsv.gz", "loci.tsv", "trait_pairs.tsv", "trait_effects.tsv"
-MAP, SHARING = "pleiotropy.png", "sharing.png"
+MAP, SHARING, RELIABILITY = "pleiotropy.png", "sharing.png", "reliability.png"
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +55,7 @@ class Pleiotropy:
 
     record: inputs, options, what was learned, totals and counts, ready for JSON.  Tables as data_specs has them:
     variants (pleiotropy), loci (pleiotropy_loci), pairs (pleiotropy_pairs), trait_effects (pleiotropy_trait_effects).
+    calibration: probabilities against the truth in data simulated under the fitted model; None without.
     """
 
     record: dict[str, Any]
@@ -58,6 +63,7 @@ class Pleiotropy:
     loci: pl.DataFrame
     pairs: pl.DataFrame
     trait_effects: pl.DataFrame
+    calibration: CalibrationReport | None = None
 
     def __repr__(self) -> str:
         total = self.record["totals"]
@@ -67,7 +73,8 @@ class Pleiotropy:
         )
 
     def write(self, folder: PathLike) -> None:
-        """Write pleiotropy.tsv.gz, loci.tsv, trait_pairs.tsv, trait_effects.tsv, two pictures and, last, the record."""
+        """Write pleiotropy.tsv.gz, loci.tsv, trait_pairs.tsv, trait_effects.tsv, pictures and, last, the record."""
+        from deepwas.pleiotropy.network import plot_reliability
         from deepwas.pleiotropy.picture import plot_map, plot_sharing
 
         target = Path(folder)
@@ -83,6 +90,8 @@ class Pleiotropy:
             write_text(target / name, rounded(frame).write_csv(separator="\t", null_value="NA"))
         plot_map(self, target / MAP)
         plot_sharing(self, target / SHARING)
+        if self.calibration is not None:
+            plot_reliability(self.calibration, target / RELIABILITY)
         write_json(target / RECORD, self.record)
 
 
@@ -93,6 +102,7 @@ def classify(
     sumstats: Mapping[str, Any] | None = None,
     noise_correlation: Floats | PathLike | None = None,
     trait_effects: TraitEffects | PathLike | None = None,
+    labels: Labels | PathLike | None = None,
     options: PleiotropyOptions | None = None,
     out: PathLike | None = None,
     resume: bool = False,
@@ -104,12 +114,14 @@ def classify(
     and effects of trait on trait (`deepwas.pleiotropy.structure`); then sizes of effects and sharing are learned from
     some LD blocks, with heritable factors if there are signs of one; then all blocks are gone through, one at a time.
 
-    runs: finished runs of `fit` or their folders, of 2 to 8 traits on one LD store, as a mapping from the traits' names
-        or a list, whose folders then name the traits. Cross-fitted priors are taken where a run has them. Instead of a
-        run, a table of priors (CHR BP A1 A2 SNPVAR), with its z-scores in `sumstats` under the trait's name.
+    runs: finished runs of `fit` or their folders, of 2 to 20 traits on one LD store, as a mapping from the traits'
+        names or a list, whose folders then name the traits. Cross-fitted priors are taken where a run has them. Instead
+        of a run, a table of priors (CHR BP A1 A2 SNPVAR), with its z-scores in `sumstats` under the trait's name.
     ld: the LD store of the runs.
     noise_correlation: (K, K), or a table TRAIT_1 TRAIT_2 NOISE, instead of an estimate.
     trait_effects: instead of an estimate; or a table CAUSE EFFECT T SE.
+    labels: what is known of variants, or a table as data_specs/pleiotropy_labels.schema.json has it; with
+        options.network only. A mixture labels the others that it is sure of.
     out: folder to write (see `Pleiotropy.write`); what is computed is kept there every 20 seconds.
     resume: go on with an interrupted classification in `out`, of the same inputs and options.
     progress: called as progress(what, done, total).
@@ -130,7 +142,16 @@ def classify(
     effects = trait_effects
     if isinstance(effects, str | os.PathLike):
         effects = read_trait_effects(effects, traits.names)
-    record = _first_record(store, traits, options, noise, effects)
+    if labels is not None and not options.network:
+        raise InputError("labels are given and network is False: they would teach nothing. Set one or leave the other.")
+    known = labels
+    if isinstance(known, str | os.PathLike):
+        from deepwas.pleiotropy.network import read_labels
+
+        known = read_labels(known, store.variants)
+    if known is not None:
+        traits.tally.extend(known.tally)
+    record = _first_record(store, traits, options, noise, effects, known)
     folder = None if out is None else claim_folder(Path(out), RECORD, "classification", record["identity"], resume)
     with ExitStack() as stack:
         cache = Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-"))) / "whitened.h5"
@@ -150,8 +171,8 @@ def classify(
             columns=block_columns(len(traits.names)),
         )
         with closing(computed):
-            model = _compute(store, traits, joint, structure, options, computed, say)
-        found = _result(record, store, traits, joint, structure, model, options, computed)
+            model, extra = _compute(store, traits, joint, structure, options, known, computed, say)
+        found = _result(record, store, traits, joint, structure, model, extra, options, computed)
     if folder is not None:
         found.write(folder)
         (folder / PARTIAL).unlink(missing_ok=True)
@@ -164,6 +185,7 @@ def _first_record(
     options: PleiotropyOptions,
     noise: Floats | None,
     effects: TraitEffects | None,
+    labels: Labels | None,
 ) -> dict[str, Any]:
     given = {
         "format": "deepwas-pleiotropy",
@@ -177,12 +199,14 @@ def _first_record(
         "genome_build": store.genome_build,
         "options": options.as_dict(),
         "noise_correlation": "estimated" if noise is None else "given",
+        "labels": None if labels is None else labels.record,
         "trait_effects": "given" if effects is not None else "estimated" if options.vertical else "held at 0",
     }
     digest = hashlib.sha256(json.dumps(given).encode())
     arrays = [traits.z, traits.f, traits.sample_size]
     arrays += [] if noise is None else [np.asarray(noise, np.float64)]
     arrays += [] if effects is None else [effects.T, effects.standard_error]
+    arrays += [] if labels is None else [labels.value.astype(np.float64)]
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return given | {"status": "running", "identity": digest.hexdigest()}
@@ -194,9 +218,10 @@ def _compute(
     joint: JointBlocks,
     structure: Structure,
     options: PleiotropyOptions,
+    labels: Labels | None,
     computed: Computed,
     say: Progress,
-) -> TraitModel:
+) -> tuple[TraitModel, Beside]:
     """Learn, unless known, and locate what `computed` does not hold yet."""
     from deepwas.training.packing import padded_shape, plan_shapes
 
@@ -213,28 +238,23 @@ def _compute(
     else:
         model = model_from_numbers(computed.known, traits, structure)
         direct = prior_direct(traits.f, structure.effects.T)
+    how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
+    everything = BlocksToLocate(joint, direct, range(len(joint)), shapes)
+    extra, shared = beside_of(store, traits.names, joint, everything, model, options, labels, how, say)
     order = [i for group in groups for i in group if not computed.done[i]]
-    blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order])
-    passing = structure.passing
-    each = locate(
-        blocks,
-        model,
-        slots=options.max_effects,
-        candidates=options.candidates,
-        coverage=options.coverage,
-        panel=panel,
-    )
+    blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order], shared)
+    each = locate(blocks, model, coverage=options.coverage, **how)
     for done, (i, (block, _, found)) in enumerate(zip(order, each, strict=True), start=len(joint) - len(order) + 1):
         scored = joint.scored(i)
         computed.put(
             i,
             joint.scored_rows(i),
-            values_of(found, model, scored, passing),
+            values_of(found, model, scored, structure.passing),
             block_figures(block, found, model, scored),
             loci_of(found, block.factor, block.rows.start, scored),
         )
         say("classifying LD blocks", done, len(joint))
-    return model
+    return model, extra
 
 
 def _result(
@@ -244,6 +264,7 @@ def _result(
     joint: JointBlocks,
     structure: Structure,
     model: TraitModel,
+    extra: Beside,
     options: PleiotropyOptions,
     computed: Computed,
 ) -> Pleiotropy:
@@ -252,7 +273,7 @@ def _result(
     if structure.noise is not None:
         notes += structure.noise.notes
     hops, rows = _hops(store, traits, joint, options, notes)
-    table = variant_table(store, traits, joint, computed, loci, hops, rows)
+    table = variant_table(store, traits, joint, computed, loci, hops, rows, extra.score)
     by_locus = locus_table(store, traits, loci, model, structure.passing, computed)
     done = record | {
         "status": "complete",
@@ -260,16 +281,19 @@ def _result(
             "rounds": int(computed.known["rounds"]),
             "slab": dict(zip(traits.names, model.slab.tolist(), strict=True)),
             "excess_log_odds": {str(n): float(x) for n, x in enumerate(model.excess) if n >= 2},
+            "log_odds_of_effects_in_ld": model.together,
             "factors": [
                 {"loadings": dict(zip(traits.names, a.tolist(), strict=True)), "prior_odds": float(np.exp(odds))}
                 for a, odds in zip(model.loadings, model.factor_odds, strict=True)
             ],
         },
+        **extra.record,
         "totals": totals_of(table, by_locus, computed),
         "notes": notes,
         "counts": traits.tally.as_list(),
     }
-    return Pleiotropy(done, table, by_locus, pair_table(traits, structure, computed), effect_table(structure))
+    pairs = pair_table(traits, structure, computed, extra.record["sharing_test"])
+    return Pleiotropy(done, table, by_locus, pairs, effect_table(structure), extra.calibration)
 
 
 def _hops(

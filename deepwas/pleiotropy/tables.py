@@ -39,6 +39,7 @@ def variant_table(
     loci: Sequence[Locus],
     hops: HOPSScores | None,
     hops_rows: NDArray[np.int64],
+    network: Floats,
 ) -> pl.DataFrame:
     """One row a variant that a block scores, as data_specs/pleiotropy.schema.json has them; then PIP_ and EFFECT_ of
     each trait."""
@@ -69,6 +70,7 @@ def variant_table(
         pl.Series("P_CONFOUNDER", value["confounder"]),
         pl.Series("CLASS", classes.tolist(), dtype=pl.String),
         pl.Series("LOCUS", number[rows]),
+        pl.Series("P_NETWORK", network[rows]),
         *(pl.Series(name, x) for name, x in scores.items()),
         pl.Series("OBSERVED", traits.observed[rows]),
         pl.Series("BLOCK", np.repeat(joint.numbers, [_length(joint.scored_rows(i)) for i in range(len(joint))])),
@@ -134,14 +136,19 @@ def locus_table(
     return table.with_columns(*(pl.Series(f"P_{name}", x) for name, x in zip(traits.names, share, strict=True)))
 
 
-def pair_table(traits: Traits, structure: Structure, computed: Computed) -> pl.DataFrame:
+def pair_table(
+    traits: Traits, structure: Structure, computed: Computed, sharing: dict[str, Any] | None = None
+) -> pl.DataFrame:
     """One row a pair of traits, the diagonal too, as data_specs/pleiotropy_pairs.schema.json has them.
+
+    sharing: record of the test that variants are shared beyond chance.
 
     Standard errors of BOTH and SHARE are the jackknife's over LD blocks: the spread of loci over the genome, not the
     uncertainty of the model's parameters.
     """
     K = len(traits.names)
     column = {name: computed.blocks[:, j] for j, name in enumerate(block_columns(K))}
+    by_pair = {} if sharing is None else {tuple(one["traits"]): one["p"] for one in sharing["pairs"]}
     rows = []
     noise = structure.noise
     for j in range(K):
@@ -158,6 +165,7 @@ def pair_table(traits: Traits, structure: Structure, computed: Computed) -> pl.D
                     "RG_SE": None if noise is None else noise.genetic_correlation.standard_error[j, k],
                     "RHO": None if noise is None else noise.genetic_covariance.value[j, k],
                     "RHO_SE": None if noise is None else noise.genetic_covariance.standard_error[j, k],
+                    "SHARING_P": by_pair.get((traits.names[j], traits.names[k])),
                     "BOTH": both.sum(),
                     "BOTH_SE": np.sqrt(len(both) * both.var(ddof=1)) if len(both) > 1 else None,
                     "CHANCE": column[f"chance_{j}_{k}"].sum(),

@@ -23,14 +23,16 @@ Floats = NDArray[np.float64]
 Edges = NDArray[np.bool_]
 
 _GRID = (-0.8, -0.4, -0.2, -0.08, 0.08, 0.2, 0.4, 0.8)
+_COARSE = (-0.4, -0.1, 0.1, 0.4)
+_FEW = 8  # traits
 _LEAST_GAIN = 2.0  # log likelihood of an edge, in the search
 _TRIED = 2
-_PER_TRAIT = 4  # edges tried, of many traits
+_PER_TRAIT = 2  # edges tried, of many traits
 _FACTOR_SHARE = 0.15
 _FACTOR_STARTS = 3
 _FACTOR_SEEN = 4.0  # |z| in two traits, of a variant that may lie on a factor
 _WORTH = 5.0  # a factor without edges is followed if it comes so close to edges without a factor
-_LITTLE = 2.0
+_LITTLE = 4.0
 _PRIOR_CURVATURE = 0.4  # the least of the priors of slabs, backgrounds, tilts and loadings
 _FLAT = 1e-3  # curvature of a direction that the prior alone, nearly, tells
 
@@ -239,9 +241,10 @@ def _scan(fitted: Fitted, pairs: list[tuple[int, int]]) -> list[tuple[float, flo
     model, found = fitted.model, []
     model.narrow(fitted.theta)
     base = model.value(fitted.theta)
+    grid = _GRID if model.K <= _FEW else _COARSE
     for cause, effect in pairs:
         best = (-np.inf, 0.0)
-        for t in _GRID:
+        for t in grid:
             theta = fitted.theta.copy()
             theta[model.place[cause, effect]] = t
             try:
@@ -256,7 +259,7 @@ def _likely(fitted: Fitted, pairs: list[tuple[int, int]]) -> list[tuple[int, int
     """The pairs to be tried: of many traits those whose instruments correlate most, the effects known taken off."""
     model = fitted.model
     most = _PER_TRAIT * model.K
-    if len(pairs) <= most:
+    if model.K <= _FEW or len(pairs) <= most:
         return pairs
     rest = model.b - model.b @ fitted.T
     score = []

@@ -1,0 +1,181 @@
+"""Calibration by held-out simulation: data drawn from the fitted model on real LD blocks, and classified anew.
+
+    delta_j ~ the learned configuration model,   u_j | delta_j ~ N(0, V_delta),   y = G U + E,   E ~ N(0, I, C_n),
+
+y (k, K) the whitened z-scores of a block with factor G. This shows whether the probabilities mean what they say *if the
+model holds*: it measures what inference approximates, not what the model leaves out. With LD of a panel of n people the
+noise of every direction rises by U^T U / n, as the first pass assumes it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwas.errors import InputError
+from deepwas.pleiotropy.configurations import TraitModel
+from deepwas.pleiotropy.learning import JointBlock, locate
+from deepwas.pleiotropy.network.features import BlockFeatures, block_features
+from deepwas.pleiotropy.network.metrics import figures, reliability
+
+__all__ = ["CalibrationReport", "calibration_report", "draw_block", "plot_reliability"]
+
+Floats = NDArray[np.float64]
+
+_BINS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationReport:
+    """Stated probabilities of two direct traits or more against simulated truth.
+
+    probability: by name ('P_PLEIOTROPY', and 'P_NETWORK' once `with_network` has it), (n,) over the scored variants of
+    the simulated blocks.  truth: (n,).  blocks: their features with truth.
+    """
+
+    probability: dict[str, Floats]
+    truth: NDArray[np.bool_]
+    blocks: list[BlockFeatures]
+
+    def with_network(self, probability: Sequence[NDArray[np.floating]]) -> CalibrationReport:
+        """The same with P_NETWORK, of each simulated block (m,)."""
+        found = [p[b.scored] for p, b in zip(probability, self.blocks, strict=True)]
+        return replace(self, probability=self.probability | {"P_NETWORK": np.concatenate(found).astype(np.float64)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: by name, the curve in 10 bins with its standard errors, and the figures of `metrics.figures`."""
+        out: dict[str, Any] = {"blocks": len(self.blocks), "variants": len(self.truth), "true": int(self.truth.sum())}
+        for name, p in self.probability.items():
+            curve = reliability(p, self.truth, bins=_BINS)
+            error = np.sqrt(curve.stated * (1 - curve.stated) / curve.number)
+            out[name] = figures(p, self.truth.astype(np.float64)) | {
+                "curve": [
+                    {"stated": float(a), "observed": float(b), "standard_error": float(e), "variants": int(n)}
+                    for a, b, e, n in zip(curve.stated, curve.observed, error, curve.number, strict=True)
+                ]
+            }
+        return out
+
+
+def calibration_report(
+    blocks: Sequence[JointBlock],
+    model: TraitModel,
+    *,
+    scored: Sequence[slice] | None = None,
+    chromosomes: Sequence[str] | None = None,
+    annotations: Callable[[slice], NDArray[np.floating]] | None = None,
+    log_odds: Callable[[JointBlock], Floats] | None = None,
+    n_blocks: int = 40,
+    draws: int = 1,
+    slots: int = 10,
+    candidates: int = 64,
+    panel: float | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> CalibrationReport:
+    """Simulate `draws` data sets on at most n_blocks of the blocks, evenly spread, and classify them.
+
+    scored, chromosomes: of each block, for `block_features`.  annotations: of the rows of a block, where the networks
+    read any.  log_odds: of a block, (m, C + F), that effects are drawn from; by default model.log_odds(block.direct).
+    slots, candidates, panel: as for `locate`, which takes one first pass a block and draw.
+    """
+    if n_blocks < 1 or draws < 1 or not blocks:
+        raise InputError(f"n_blocks is {n_blocks}, draws {draws}, and {len(blocks)} LD blocks are given: 1 at least.")
+    some = np.unique(np.linspace(0, len(blocks) - 1, min(n_blocks, len(blocks))).astype(int)).tolist()
+    found: list[BlockFeatures] = []
+    for i in some:
+        block = blocks[i]
+        odds = model.log_odds(block.direct) if log_odds is None else log_odds(block)
+        for draw in range(draws):
+            rng = np.random.default_rng([seed, 97, i, draw])
+            simulated, truth = draw_block(block, odds, model, rng, panel=panel)
+            ((_, used, effects),) = locate([simulated], model, slots=slots, candidates=candidates, panel=panel)
+            features = block_features(
+                simulated,
+                used,
+                effects,
+                model,
+                scored=None if scored is None else scored[i],
+                chromosome="" if chromosomes is None else chromosomes[i],
+                annotations=None if annotations is None else annotations(block.rows),
+            )
+            found.append(replace(features, truth=truth))
+            if progress is not None:
+                progress(len(found), len(some) * draws)
+    p = np.concatenate([b.posterior[b.scored] for b in found])
+    truth = np.concatenate([np.asarray(b.truth)[b.scored] for b in found])
+    return CalibrationReport({"P_PLEIOTROPY": p}, truth, found)
+
+
+def draw_block(
+    block: JointBlock, log_odds: Floats, model: TraitModel, rng: np.random.Generator, *, panel: float | None = None
+) -> tuple[JointBlock, NDArray[np.bool_]]:
+    """The block with whitened z-scores drawn from the model, and which variants act on two traits or more, (m,)."""
+    weights = np.exp(np.concatenate([np.zeros((len(log_odds), 1)), log_odds], axis=1) - np.maximum(log_odds.max(), 0))
+    cumulated = np.cumsum(weights, axis=1)
+    chosen = (rng.random((len(log_odds), 1)) * cumulated[:, -1:] >= cumulated).sum(axis=1) - 1
+    acting = np.flatnonzero(chosen >= 0)
+    u = np.zeros((len(log_odds), model.traits))
+    root = np.asarray(model.classes.root)[chosen[acting]]
+    u[acting] = np.einsum("jki,ji->jk", root, rng.normal(size=(len(acting), root.shape[2])))
+    noise = model.noise
+    if panel is not None:
+        error = u.T @ u / panel
+        # Noise above 1 holds errors of the panel already, as `locate` has it.
+        extra = np.maximum(0.0, np.minimum(np.diag(noise), 1.0) + np.diag(error) - np.diag(noise))
+        scale = np.sqrt(extra / np.maximum(np.diag(error), 1e-300))
+        noise = noise + error * np.outer(scale, scale)
+    k = len(block.whitened)
+    y = np.asarray(block.factor, np.float64) @ u + rng.normal(size=(k, model.traits)) @ np.linalg.cholesky(noise).T
+    several = np.zeros(len(log_odds), bool)
+    several[acting] = model.masks[chosen[acting]].sum(axis=1) >= 2
+    return replace(block, whitened=y.astype(block.whitened.dtype)), several
+
+
+def plot_reliability(report: CalibrationReport, path: Any) -> None:
+    """Reliability curves with two standard errors, and below how many variants each bin holds."""
+    from matplotlib.figure import Figure
+
+    from deepwas.files import atomic_path
+
+    figure = Figure(figsize=(5, 6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    top.plot([0, 1], [0, 1], color="#3b4252", lw=0.8, ls=":")
+    width = 0.04
+    for place, (name, p) in enumerate(report.probability.items()):
+        curve = reliability(p, report.truth, bins=_BINS)
+        colour = ("#c8442b", "#2b6cb0")[place % 2]
+        error = 2 * np.sqrt(curve.stated * (1 - curve.stated) / curve.number)
+        top.errorbar(
+            curve.stated,
+            curve.observed,
+            yerr=error,
+            color=colour,
+            marker="o",
+            ms=4,
+            lw=1.2,
+            capsize=2,
+            label=f"{name}, calibration error {curve.error:.2g}",
+        )
+        bottom.bar(
+            (np.minimum(curve.stated * _BINS, _BINS - 1).astype(int) + 0.5) / _BINS + (place - 0.5) * width,
+            curve.number,
+            width,
+            color=colour,
+        )
+    top.set_ylabel("share that acts on two traits or more")
+    top.set_ylim(-0.03, 1.03)
+    top.legend(frameon=False, fontsize=8, loc="upper left")
+    said = f"{len(report.blocks):,} simulated LD blocks, {int(report.truth.sum()):,} such variants"
+    top.set_title(said, loc="left", fontsize=9)
+    bottom.set_yscale("log")
+    bottom.set_ylabel("variants")
+    bottom.set_xlabel("stated probability")
+    for axis in (top, bottom):
+        axis.spines[["top", "right"]].set_visible(False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
