@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 SIZES = (5e4, 2e5, 5e5)
 EFFECT = 4e-4  # mean square of an effect; N = 200,000 sees a signal of 80
 _ROOT = Path(__file__).parents[1]
-_PARTS = ("calls", "configurations", "factors", "genome", "joint", "learning", "model_of", "options", "structure/*")
+_PARTS = ("calls", "configurations", "factors", "growing", "genome", "joint", "learning", "model_of", "options", "structure/*")
 _CODE = (
     "benchmarks/pleiotropy*.py",
     "benchmarks/simulate.py",
@@ -79,7 +79,7 @@ class Preset:
     polygenicity: float
     cells: dict[str, Cell]
     traits: int = 6
-    learn_blocks: int = 75
+    learn_blocks: int = 60
     rounds: int = 5
     permutations: int = 5
     workers: int = 2
@@ -120,7 +120,7 @@ PRESETS = {
         },
     ),
     "medium": Preset(regions=100, m=200, people=2000, panel=400, polygenicity=2e-3, cells=_cells(9, 6, 3)),
-    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 24, 4)),
+    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 12, 2)),
 }  # fmt: skip
 
 

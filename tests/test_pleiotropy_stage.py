@@ -1,0 +1,146 @@
+"""Networks, the test of sharing and calibration as parts of a classification."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from deepwas.errors import InputError
+from deepwas.ld import LDBlock
+from deepwas.ld.write import write_ld
+from deepwas.pleiotropy import PleiotropyOptions, TraitEffects, classify
+from deepwas.pleiotropy import beside as beside_module
+from deepwas.pleiotropy.network import NetworkOptions
+from deepwas.sumstats import HarmonisedSumstats
+from tests.dense import ld_matrix
+
+SIZE, BLOCKS, N = 24, 12, 1e5
+NAMES = ("a", "b")
+HOW = {"rounds": 2, "max_effects": 3, "candidates": 16, "calibration_blocks": 3}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Store, and priors and z-scores of two traits that share every other effect."""
+    folder = tmp_path_factory.mktemp("stage")
+    rng = np.random.default_rng(0)
+    R = ld_matrix("ar1", SIZE, rng)
+    M = SIZE * BLOCKS
+    variants = pl.DataFrame(
+        {
+            "CHR": ["1"] * (M // 2) + ["2"] * (M - M // 2),
+            "SNP": [f"rs{j}" for j in range(M)],
+            "BP": [1000 * (j + 1) for j in range(M)],
+            "A1": ["A"] * M,
+            "A2": ["G"] * M,
+            "FREQ": [0.3] * M,
+        }
+    )
+    blocks = ((SIZE * i, LDBlock.from_correlation(R, dtype=np.float64)) for i in range(BLOCKS))
+    store = write_ld(folder / "ld.h5", variants, blocks, build="GRCh37", n_samples=100_000, dtype="float64")
+    effects = np.zeros((M, 2))
+    shared = []
+    for i in range(BLOCKS):
+        j = SIZE * i + int(rng.integers(4, SIZE - 4))
+        effects[j] = 0.04 * rng.choice([-1.0, 1.0], size=2)
+        if i % 2:
+            effects[j, i % 4 // 2] = 0
+        else:
+            shared.append(j)
+    root = np.linalg.cholesky(R)
+    priors, z = {}, {}
+    for k, name in enumerate(NAMES):
+        values = np.concatenate(
+            [
+                np.sqrt(N) * R @ effects[SIZE * i : SIZE * (i + 1), k] + root @ rng.normal(size=SIZE)
+                for i in range(BLOCKS)
+            ]
+        )
+        frame = variants.with_row_index("VARIANT").drop("FREQ")
+        frame = frame.with_columns(pl.Series("Z", values), pl.lit(N).alias("N"), pl.lit(0.3).alias("FRQ"))
+        HarmonisedSumstats(
+            frame, M, f"{name}.tsv", "0" * 64, "LDSC", "position", genome_build="GRCh37", store_checksum=store.checksum
+        ).write_parquet(folder / f"{name}.parquet")
+        table = variants.select("CHR", "SNP", "BP", "A1", "A2").with_columns(SNPVAR=pl.lit(0.03 * 16e-4))
+        table.write_csv(folder / f"{name}.priors.tsv", separator="\t")
+        priors[name], z[name] = folder / f"{name}.priors.tsv", folder / f"{name}.parquet"
+    zero = np.zeros((2, 2))
+    given = {"noise_correlation": np.eye(2), "trait_effects": TraitEffects.given(zero, zero, names=NAMES)}
+    return SimpleNamespace(folder=folder, store=store, priors=priors, z=z, given=given, shared=shared)
+
+
+@pytest.fixture(scope="module")
+def labelled(world):
+    """A classification with networks, the test of sharing and labels, into a folder."""
+    rows = [f"rs{j}" for j in world.shared[:4]] + [f"rs{SIZE * i}" for i in range(BLOCKS)]
+    known = ["pleiotropic"] * 4 + ["none"] * BLOCKS
+    path = world.folder / "labels.tsv"
+    pl.DataFrame({"SNP": [*rows, "rs-elsewhere"], "CLASS": [*known, "single"]}).write_csv(path, separator="\t")
+    small = NetworkOptions(folds=2, epochs=2, depth=1, width=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deepwas.pleiotropy.network.NetworkOptions", lambda seed: small)
+        return classify(
+            world.priors,
+            world.store,
+            sumstats=world.z,
+            labels=path,
+            options=PleiotropyOptions(network=True, bootstrap=4, **HOW),
+            out=world.folder / "out",
+            **world.given,
+        )
+
+
+def test_a_classification_with_networks_says_what_they_did(world, labelled):
+    record = json.loads((world.folder / "out" / "pleiotropy.json").read_text())
+    assert record == labelled.record
+    network = record["network"]
+    assert network["labels"]["positive"] >= 4
+    assert set(network["ablations"]["prior"]) == {"none", "supervised", "generative", "both"}
+    assert record["labels"] == {"source": "labels.tsv", "positive": 4, "negative": BLOCKS}
+    assert any(row["first"] == f"line {BLOCKS + 6}" and row["count"] == 1 for row in record["counts"])
+    score = labelled.variants["P_NETWORK"]
+    assert score.null_count() == 0
+    assert score.is_between(0, 1).all()
+    both = labelled.variants[world.shared]["P_PLEIOTROPY"]
+    assert both.mean() > 0.8
+
+
+def test_sharing_is_tested_and_probabilities_are_calibrated(world, labelled):
+    record = labelled.record
+    assert record["sharing_test"]["p"] == 0.2  # the least that four draws allow
+    assert record["sharing_test"]["expected"] > record["sharing_test"]["chance"]
+    pairs = labelled.pairs.filter(pl.col("TRAIT_1") != pl.col("TRAIT_2"))
+    assert pairs["SHARING_P"].to_list() == [0.2]
+    curve = record["calibration"]
+    assert curve["blocks"] == 3
+    assert curve["variants"] == 3 * SIZE
+    assert 0 <= curve["P_PLEIOTROPY"]["calibration_error"] < 0.1
+    assert "P_NETWORK" in curve
+    assert (world.folder / "out" / "reliability.png").stat().st_size > 10_000
+
+
+def test_corrections_that_are_accepted_move_the_posterior(world, monkeypatch):
+    """With all of the prior against sharing, no variant is called shared."""
+    real = beside_module.beside_of
+
+    def against(*arguments, **how):
+        found, _ = real(*arguments, **how)
+        blocks = arguments[3]
+        return found, [np.full(len(block.direct), -500.0, np.float32) for block in blocks]
+
+    monkeypatch.setattr("deepwas.pleiotropy.run.beside_of", against)
+    found = classify(
+        world.priors, world.store, sumstats=world.z, options=PleiotropyOptions(**HOW), **world.given
+    )  # fmt: skip
+    assert found.variants["P_PLEIOTROPY"].sum() < 0.01
+    assert found.record["network"] is None
+    assert found.variants["P_NETWORK"].null_count() == found.variants.height
+
+
+def test_labels_without_networks_are_refused(world):
+    with pytest.raises(InputError, match="network is False"):
+        classify(world.priors, world.store, sumstats=world.z, labels=world.folder / "labels.tsv")
