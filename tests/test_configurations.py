@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import nnls
@@ -9,7 +11,7 @@ from scipy.optimize import nnls
 from deepwas.errors import InputError
 from deepwas.ld import LDBlock
 from deepwas.pleiotropy.configurations import TraitModel, configurations, direct_variances
-from deepwas.pleiotropy.learning import JointBlock, learn, locate
+from deepwas.pleiotropy.learning import JointBlock, Sample, learn, locate
 from tests.dense import correlation, genotypes
 
 T = np.array([[0.0, 0.4, 0.0], [0.0, 0.0, -0.3], [0.0, 0.0, 0.0]])
@@ -79,6 +81,41 @@ def test_log_odds_are_those_of_independent_traits_and_their_excess():
             else:
                 each = np.log(pi[j, mask] / (1 - pi[j, mask])) + offsets[mask]
                 assert found[j, c] == pytest.approx(each.sum() + excess[mask.sum()])
+
+
+def test_sets_follow_priors_as_much_as_rho_says():
+    rng = np.random.default_rng(4)
+    slab = np.array([1e-4, 2e-4, 3e-4])
+    direct = slab * 1e-3 * np.exp(rng.normal(size=(50, 3)))
+    mean = direct.mean(axis=0)
+    how = {"excess": np.array([0, 0, 1.0, 2.0]), "mean_direct": mean}
+    product = TraitModel(np.full(3, 1e5), np.eye(3), slab, np.zeros((3, 3)), **how).log_odds(direct)
+    model = TraitModel(np.full(3, 1e5), np.eye(3), slab, np.zeros((3, 3)), follows=0.25, **how)
+    for c, mask in enumerate(model.masks):
+        n = mask.sum()
+        h = 0.75 * (1 - 1 / n) * np.log(direct / mean)[:, mask].sum(axis=1) if n > 1 else 0.0
+        np.testing.assert_allclose(model.log_odds(direct)[:, c], product[:, c] - h)
+    geometric = TraitModel(np.full(3, 1e5), np.eye(3), slab, np.zeros((3, 3)), follows=0.0, **how).log_odds(direct)
+    rise = np.log(direct / mean).mean(axis=1)
+    np.testing.assert_allclose(geometric[:, -1] - geometric[0, -1], rise - rise[0], atol=0.03)
+
+
+def test_sharing_is_solved_for_with_the_marginals_held():
+    rng = np.random.default_rng(5)
+    slab = np.array([1e-4, 2e-4, 3e-4])
+    direct = slab * 2e-3 * np.exp(rng.normal(size=(5000, 1)) + 0.3 * rng.normal(size=(5000, 3)))
+    mean = direct.mean(axis=0)
+    start = TraitModel(np.full(3, 1e5), np.eye(3), slab, np.zeros((3, 3)), mean_direct=mean, follows=0.3)
+    sample = Sample(direct, np.ones(5000))
+    pi = (direct / slab).sum(axis=0)
+    shares = np.array([0, 0, 0.1, 0.05])
+    wanted = sample.solve(start, shares)[0]
+    true = sample.solve(replace(start, follows=0.6), shares)[0]
+    tilt = sample.expected(true)[4][0] / pi.sum()
+    found, sizes = sample.solve(wanted, shares, tilt)
+    np.testing.assert_allclose(sizes[2:], shares[2:] * pi.sum(), rtol=0.05)
+    np.testing.assert_allclose(sample.expected(found)[1], pi, rtol=0.05)
+    assert found.follows == pytest.approx(0.6, abs=0.1)
 
 
 def simulated(shared, seed, slab=4e-4, blocks=64, m=30):

@@ -5,12 +5,19 @@ For one LD block and K traits, with total effects B = D (I - T)^-1 of direct eff
     Z = R B diag(sqrt N) + E,   E ~ matrix normal(0, R, C_n),
 
     D_jk = delta_jk N(0, s_k),
-    P(delta_j) = prod_k pi_jk^delta_k (1 - pi_jk)^(1 - delta_k) exp(psi(|delta|) + sum_k a_k delta_k) / c_j.
+    P(delta_j) = prod_k pi_jk^delta_k (1 - pi_jk)^(1 - delta_k) exp(psi(|delta|) + sum_k a_k delta_k - h_j) / c_j.
 
 The learned prior f_jk is the variance of the total effect, f_jk = sum_l [(I - T)^-1]_lk^2 d_jl. The direct variances
 d >= 0 are solved for, and pi_jk = d_jk / s_k. psi(n), n >= 2, is the excess of variants that act on n traits over what
 independent traits would show, in log odds; 0 is independence. a_k holds the marginals: the expected number of variants
 that act on trait k stays sum_j pi_jk whatever psi is.
+
+The product alone would let annotations that raise all traits' priors e-fold raise sets of n traits by e^n. Shared
+effects need not follow annotations n times as much as single ones: for n >= 2
+
+    h_j = (1 - rho) (1 - 1/n) sum_k delta_k log(d_jk / mean d_k),
+
+so that rho = 1 is the product, and with rho = 0 sets follow the geometric mean of their traits' priors. rho is learned.
 
 Up to `MOST_TRAITS` traits have all their 2^K - 1 configurations. Of more traits a model holds some: those of one trait
 and of two, and the larger ones that variants of the genome seem to have (`deepwas.pleiotropy.growing`); all others have
@@ -125,6 +132,7 @@ class TraitModel:
     excess: (K + 1,), psi by number of traits; that of 0 and 1 is 0.  offsets: (K,), a.
     draws: (n, K, K), of T, over which the covariance of effects is averaged; none takes T as exact.
     loadings: (F, K), a of F heritable factors.  factor_odds: (F,), log prior odds that a variant acts through each.
+    mean_direct: (K,), mean d_k, and follows: rho; without mean_direct h is 0.
     together: log odds by which two effects in LD are likelier than two independent ones, >= 0.
     sets: (C, K) bool, the configurations, small ones first and the K of one trait in order; `first_sets` by default.
     """
@@ -140,6 +148,8 @@ class TraitModel:
     factor_odds: Floats = field(default_factory=lambda: np.zeros(0))
     sets: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))
     together: float = 0.0
+    mean_direct: Floats = field(default_factory=lambda: np.zeros(0))
+    follows: float = 1.0
 
     def __post_init__(self) -> None:
         K = len(self.sample_size)
@@ -193,6 +203,14 @@ class TraitModel:
         """(K, K), u = d forward: effects in units of z-scores of direct effects d."""
         return _spread(self.T) * np.sqrt(self.sample_size)[None, :]
 
+    def tilt(self, direct: Floats) -> Floats:
+        """(m, C), (1 - 1/n) sum_k delta_k log(d_jk / mean d_k) of sets of n >= 2 traits, 0 of others."""
+        size = self.sets.sum(axis=1)
+        with np.errstate(divide="ignore"):
+            each = np.log(direct / self.mean_direct[None, :])
+        weight = np.where(size >= 2, 1 - 1 / size, 0.0)
+        return np.where(np.isfinite(each), each, 0.0) @ (self.sets * weight[:, None]).T
+
     def log_odds(self, direct: Floats, shared: NDArray[np.floating] | None = None) -> Floats:
         """(m, C + F), log P(delta) - log P(0), from the direct variances (m, K).
 
@@ -204,6 +222,8 @@ class TraitModel:
         masks, size = self.sets.astype(np.float64), self.sets.sum(axis=1)
         gone = (~np.isfinite(each)).astype(np.float64) @ masks.T > 0
         odds = np.where(gone, -np.inf, np.where(np.isfinite(each), each, 0.0) @ masks.T + self.excess[size][None, :])
+        if len(self.mean_direct):
+            odds -= (1 - self.follows) * np.where(np.isfinite(odds), self.tilt(direct), 0.0)
         if shared is not None:
             odds[:, size >= 2] += np.asarray(shared, np.float64)[:, None]
         return np.concatenate([odds, np.broadcast_to(self.factor_odds, (len(odds), self.factors))], axis=1)

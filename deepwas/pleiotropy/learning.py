@@ -12,6 +12,9 @@ while sum_j pi_jk variants act on trait k: the maximum over psi with the margina
 scaling (Darroch & Ratcliff 1972), psi by the log of wanted over expected numbers, a by the same over the mean size of
 the sets that hold the trait, so that steps do not overshoot.
 
+rho moves by Newton's steps to where the sum over variants of E[(1 - 1/n) sum_k delta_k log(d_jk / mean d_k)] is by the
+prior what it is by the posterior, between 0 and 1.
+
 Effects of different variants lie near one another more often than by chance where loci are what matters. The log odds
 of two effects in LD move by the log of their number over that which the prior expects, `_PRIOR_COUNT` added to both,
 and stay at 0 or above. Without them one variant with two effects would stand in for two variants.
@@ -50,6 +53,7 @@ _LEAP = 1.5  # of a slab's logarithm, a round
 _RAISES = 2  # of a block's noise
 _WORKERS = 4  # threads, at most
 _MOST_TOGETHER = 8.0
+_TURN = 0.1  # of rho, a step
 _CLOSE = 0.03
 
 
@@ -76,7 +80,7 @@ class Counts:
 
     present: (K,), of p.  kept: (K,), sum d (1 - p) / (1 - pi).  squares: (K,), sum E[D^2].
     sizes: (K + 1,), numbers of variants by number of traits acted on.
-    linked, chance_linked: pairs of effects in LD, of posterior and prior.
+    linked, chance_linked: pairs of effects in LD, of posterior and prior.  tilt: sum of `TraitModel.tilt`.
     """
 
     present: Floats
@@ -85,6 +89,7 @@ class Counts:
     sizes: Floats
     linked: float = 0.0
     chance_linked: float = 0.0
+    tilt: float = 0.0
 
     @classmethod
     def zero(cls, traits: int) -> Counts:
@@ -102,6 +107,9 @@ class Counts:
         self.present += p.sum(axis=0)
         self.kept += np.sum(block.direct * (1 - np.minimum(p, 1)) / (1 - pi), axis=0)
         self.squares += found.square.sum(axis=0)
+        if len(model.mean_direct):
+            own = found.probability[:, : len(model.sets)]
+            self.tilt += float(np.sum(own * model.tilt(block.direct)))
         np.add.at(self.sizes, model.masks.sum(axis=1), found.probability.sum(axis=0))
 
     def update(self, model: TraitModel, start: Floats, sample: Sample | None) -> tuple[TraitModel, float]:
@@ -113,18 +121,17 @@ class Counts:
         changed = replace(model, slab=model.slab * np.exp(step), together=together)
         moved = max(np.abs(step).max(), abs(together - model.together))
         if sample is not None:
-            changed, expected = sample.solve(changed, self.shares())
+            changed, expected = sample.solve(changed, *self.shares())
             before = sample.expected(model)[0][2:]
             moved = max(moved, np.abs(np.log((expected[2:] + _PRIOR_COUNT) / (before + _PRIOR_COUNT))).max())
         return changed, float(moved)
 
-    def shares(self) -> Floats:
-        """(K + 1,), variants of n traits, n >= 2, over all effects; 0 for smaller n."""
+    def shares(self) -> tuple[Floats, float]:
+        """(K + 1,), variants of n traits, n >= 2, over all effects; 0 for smaller n. And `tilt` over all effects."""
         K = len(self.present)
         sizes = np.where(np.arange(K + 1) >= 2, self.sizes + _SIZE_COUNT, 0.0)
-        return np.asarray(
-            sizes / (self.present.sum() + np.arange(K + 1) @ (sizes - self.sizes).clip(0) + _PRIOR_COUNT * K)
-        )
+        effects = self.present.sum() + np.arange(K + 1) @ (sizes - self.sizes).clip(0) + _PRIOR_COUNT * K
+        return np.asarray(sizes / effects), self.tilt / float(effects)
 
 
 def _linked(G: NDArray[np.floating], p: Floats) -> float:
@@ -158,32 +165,46 @@ class Sample:
         weight = np.concatenate([np.ones(most // 2), np.full(len(some), len(rest) / len(some))])
         return cls(direct[np.concatenate([order[: most // 2], some])], weight)
 
-    def expected(self, model: TraitModel) -> tuple[Floats, Floats, Floats, Floats]:
+    def expected(self, model: TraitModel) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         """By the prior: numbers of variants by number of traits (K + 1,); that act on each trait (K,), the same times
-        the size of their sets, and what it should be, sum pi."""
+        the size of their sets, and what it should be, sum pi; sum and sum of squares of `TraitModel.tilt` (2,)."""
         odds = model.log_odds(self.direct)
-        prior = np.exp(odds - np.logaddexp(0, np.logaddexp.reduce(odds, axis=1))[:, None]).T @ self.weight
+        each = np.exp(odds - np.logaddexp(0, np.logaddexp.reduce(odds, axis=1))[:, None])
+        prior = self.weight @ each
         size = model.masks.sum(axis=1)
         sizes = np.bincount(size, weights=prior, minlength=model.traits + 1).astype(np.float64)
         pi = self.weight @ np.minimum(self.direct / model.slab[None, :], MOST_LIKELY)
-        return sizes, prior @ model.masks, (prior * size) @ model.masks, pi
+        moments = np.zeros(2)
+        if len(model.mean_direct):
+            tilt = model.tilt(self.direct)
+            own = each[:, : len(model.sets)] * tilt
+            moments = np.array([self.weight @ own.sum(axis=1), self.weight @ (own * tilt).sum(axis=1)])
+        return sizes, prior @ model.masks, (prior * size) @ model.masks, pi, moments
 
-    def solve(self, model: TraitModel, shares: Floats) -> tuple[TraitModel, Floats]:
-        """The model with psi and a that expect `shares` (K + 1,) of variants of n traits over effects, and the numbers
-        of variants (K + 1,) that it expects."""
+    def solve(self, model: TraitModel, shares: Floats, tilt: float | None = None) -> tuple[TraitModel, Floats]:
+        """The model with psi and a that expect `shares` (K + 1,) of variants of n traits over effects, with rho that
+        expects `tilt` over effects, if it is given; and the numbers of variants (K + 1,) that it expects."""
         sizes = np.zeros(0)
         for _ in range(_SCALINGS):
-            sizes, present, weighted, pi = self.expected(model)
+            sizes, present, weighted, pi, moments = self.expected(model)
             wanted = shares * pi.sum()
             off = np.log(np.maximum(wanted, _NOTHING) / np.maximum(sizes, _NOTHING))
             off[:2] = 0.0
             off[sizes == 0] = 0.0  # no set of this size can be
             shift = np.log(np.maximum(pi, _NOTHING) / np.maximum(present, _NOTHING)) * (present + _NOTHING)
             shift /= weighted + _NOTHING
-            if max(np.abs(off).max(), np.abs(shift).max()) < _SCALED:
+            follows = model.follows
+            if tilt is not None and np.abs(off).max() < _LEAP:
+                follows += np.clip((tilt * pi.sum() - moments[0]) / (moments[1] + 1.0), -_TURN, _TURN)
+                follows = float(np.clip(follows, 0.0, 1.0))
+            moved = max(np.abs(off).max(), np.abs(shift).max(), abs(follows - model.follows))
+            if moved < _SCALED:
                 break
             model = replace(
-                model, excess=model.excess + 0.5 * np.clip(off, -6, 6), offsets=model.offsets + np.clip(shift, -2, 2)
+                model,
+                excess=model.excess + 0.5 * np.clip(off, -6, 6),
+                offsets=model.offsets + np.clip(shift, -2, 2),
+                follows=follows,
             )
         return model, sizes
 

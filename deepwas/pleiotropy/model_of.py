@@ -31,6 +31,7 @@ Say = Callable[[str, int, int], None]
 
 _START = 1e-3  # mean pi_jk that learning starts from
 _SHARED = 0.5
+_FOLLOWS = 0.3  # rho that learning starts from
 _LEAST_OWN = 0.02  # of f: f and T are estimates, and rule out no effect of a variant's own
 
 
@@ -99,7 +100,15 @@ def learn_model(
     for k, name in enumerate(traits.names):
         if not mean[k] > 0:
             raise InputError(f"{name}: its prior is 0 in all LD blocks that are used. Leave the trait out.")
-    model = TraitModel(traits.sample_size, structure.matrix, mean / _START, structure.effects.T, draws=structure.draws)
+    model = TraitModel(
+        traits.sample_size,
+        structure.matrix,
+        mean / _START,
+        structure.effects.T,
+        draws=structure.draws,
+        mean_direct=mean,
+        follows=_FOLLOWS if options.sharing else 1.0,
+    )
     blocks = BlocksToLocate(joint, direct, range(len(joint)), shapes).some(options.learn_blocks)
 
     def say(done: int, total: int) -> None:
@@ -162,8 +171,8 @@ def _factors(
 
 def numbers_of(model: TraitModel) -> dict[str, float]:
     """What was learned, as numbers by name."""
-    out: dict[str, float] = {"together": model.together}
-    for name in ("slab", "excess", "offsets", "factor_odds"):
+    out: dict[str, float] = {"together": model.together, "follows": model.follows}
+    for name in ("slab", "excess", "offsets", "factor_odds", "mean_direct"):
         out |= {f"{name}_{k}": float(x) for k, x in enumerate(getattr(model, name))}
     out |= {f"sets_{c}": float(x) for c, x in enumerate(numbers_of_sets(model.sets))}
     return out | {f"loadings_{k}": float(x) for k, x in enumerate(model.loadings.ravel())}
@@ -189,4 +198,6 @@ def model_from_numbers(known: dict[str, float], traits: Traits, structure: Struc
         read("factor_odds"),
         sets_of_numbers(read("sets"), K),
         float(known["together"]),
+        read("mean_direct"),
+        float(known["follows"]),
     )

@@ -282,6 +282,7 @@ def _result(
             "slab": dict(zip(traits.names, model.slab.tolist(), strict=True)),
             "excess_log_odds": {str(n): float(x) for n, x in enumerate(model.excess) if n >= 2},
             "log_odds_of_effects_in_ld": model.together,
+            "sharing_follows_priors": model.follows,
             "factors": [
                 {"loadings": dict(zip(traits.names, a.tolist(), strict=True)), "prior_odds": float(np.exp(odds))}
                 for a, odds in zip(model.loadings, model.factor_odds, strict=True)

@@ -116,7 +116,7 @@ def sharing_test(
         raise InputError(f"sharing is tested between two traits or more, on one LD block or more; got {model.traits}.")
     settings: dict[str, Any] = {"slots": slots, "candidates": candidates, "panel": panel}
     K, total = model.traits, rounds + 1 + draws
-    null = replace(model, excess=np.zeros(K + 1), offsets=np.zeros(K))
+    null = replace(model, excess=np.zeros(K + 1), offsets=np.zeros(K), follows=1.0)
     if rounds:
         null, _ = learn(blocks, null, share=False, rounds=rounds, **settings)
     done = rounds
