@@ -37,7 +37,18 @@ Progress = Callable[[str, int, int], None]
 SIZES = (5e4, 2e5, 5e5)
 EFFECT = 4e-4  # mean square of an effect; N = 200,000 sees a signal of 80
 _ROOT = Path(__file__).parents[1]
-_PARTS = ("calls", "configurations", "factors", "growing", "genome", "joint", "learning", "model_of", "options", "structure/*")
+_PARTS = (
+    "calls",
+    "configurations",
+    "factors",
+    "growing",
+    "genome",
+    "joint",
+    "learning",
+    "model_of",
+    "options",
+    "structure/*",
+)
 _CODE = (
     "benchmarks/pleiotropy*.py",
     "benchmarks/simulate.py",

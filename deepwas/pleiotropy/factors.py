@@ -29,7 +29,7 @@ _REFINED = 4  # starts whose traits are chosen with care
 _STEPS = 40
 _MOST_FACTORS = 3
 _LEAST_MEMBERS = 1.8
-_LEAST_EVIDENCE = 1.0  # log odds
+_LEAST_EVIDENCE = -0.7  # log odds, beside prior odds of two to one: traits do have heritability in common
 _SEEN = 3.0  # standard errors of an effect that a factor's first guess is made of
 
 
@@ -37,7 +37,7 @@ _SEEN = 3.0  # standard errors of an effect that a factor's first guess is made 
 class HeritableFactor:
     """loadings: (K,), a; a a^T is the covariance of effects through it.  members: expected number of them.
 
-    evidence: log odds for it, over own effects and the factors before it.
+    evidence: log Bayes factor for it, over own effects and the factors before it.
     """
 
     loadings: Floats

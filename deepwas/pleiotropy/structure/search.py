@@ -31,7 +31,7 @@ _PER_TRAIT = 2  # edges tried, of many traits
 _FACTOR_SHARE = 0.15
 _FACTOR_STARTS = 3
 _FACTOR_SEEN = 4.0  # |z| in two traits, of a variant that may lie on a factor
-_WORTH = 5.0  # a factor without edges is followed if it comes so close to edges without a factor
+_WORTH = 5.0  # log likelihood: a factor is followed if it gains this beside the edges, or alone comes so close to them
 _LITTLE = 4.0
 _PRIOR_CURVATURE = 0.4  # the least of the priors of slabs, backgrounds, tilts and loadings
 _FLAT = 1e-3  # curvature of a direction that the prior alone, nearly, tells
@@ -84,14 +84,12 @@ def fit(model: InstrumentLikelihood, allowed: Edges) -> Fitted:
     empty = Fitted(model, theta, none, value)
     edges = _grow(empty, allowed)
     best, evidence = edges, _evidence(edges)
-    starts = [_with_factor(edges)]
+    both = _with_factor(edges)
+    starts = [both] if both is not None and both.value > edges.value + _WORTH else []
     alone = _with_factor(empty)
     if alone is not None and alone.value > edges.value - _WORTH:
         starts.append(_grow(alone, allowed))
-    for one in starts:
-        if one is None:
-            continue
-        one = _pruned(one)
+    for one in map(_pruned, starts):
         other = _evidence(one)
         if other > evidence:
             best, evidence = one, other
