@@ -89,6 +89,12 @@ BENCHMARKS = (
         ("quick", "medium", "full"),
     ),
     Benchmark(
+        "pleiotropy-speed",
+        "How long does a classification of a genome take, in how much memory, by blocks and by traits?",
+        "benchmarks.pleiotropy_speed",
+        ("quick", "medium", "full"),
+    ),
+    Benchmark(
         "height",
         "What do learned priors change in fine-mapping height on the example?",
         "benchmarks.height",

@@ -161,7 +161,10 @@ def write_classification(folder, keys, record, more=()):
         *(pl.lit(0.0).alias(x) for x in ("P_VERTICAL", "P_LD_ONLY", "P_CONFOUNDER")),
         pl.Series("CLASS", np.where(at, "pleiotropic", "none").tolist()),
         pl.Series("LOCUS", at.astype(np.int64)),
-        *(pl.lit(None, dtype=pl.Float64).alias(x) for x in ("HOPS_PM", "HOPS_PM_P", "HOPS_PN", "HOPS_PN_P")),
+        *(
+            pl.lit(None, dtype=pl.Float64).alias(x)
+            for x in ("P_NETWORK", "HOPS_PM", "HOPS_PM_P", "HOPS_PN", "HOPS_PN_P")
+        ),
         pl.lit(True).alias("OBSERVED"),
         pl.Series("BLOCK", np.repeat([0, 1], SIZE)),
     ).select(names_of("pleiotropy"))

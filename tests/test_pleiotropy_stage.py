@@ -119,7 +119,7 @@ def test_sharing_is_tested_and_probabilities_are_calibrated(world, labelled):
     assert curve["blocks"] == 3
     assert curve["variants"] == 3 * SIZE
     assert 0 <= curve["P_PLEIOTROPY"]["calibration_error"] < 0.1
-    assert "P_NETWORK" in curve
+    assert record["network"]["calibration"]["positive"] == labelled.record["network"]["calibration"]["positive"] >= 1
     assert (world.folder / "out" / "reliability.png").stat().st_size > 10_000
 
 
@@ -139,6 +139,19 @@ def test_corrections_that_are_accepted_move_the_posterior(world, monkeypatch):
     assert found.variants["P_PLEIOTROPY"].sum() < 0.01
     assert found.record["network"] is None
     assert found.variants["P_NETWORK"].null_count() == found.variants.height
+
+
+def test_a_classification_stands_where_networks_cannot_be_trained(world, monkeypatch):
+    def refuse(*arguments, **how):
+        raise InputError("labels are of one kind alone.")
+
+    monkeypatch.setattr("deepwas.pleiotropy.network.stage.fit_network", refuse)
+    found = classify(
+        world.priors, world.store, sumstats=world.z, options=PleiotropyOptions(network=True, **HOW), **world.given
+    )
+    assert "the networks were not trained: labels are of one kind alone." in found.record["notes"]
+    assert found.record["network"] is None
+    assert found.variants["P_PLEIOTROPY"][world.shared].mean() > 0.8
 
 
 def test_labels_without_networks_are_refused(world):

@@ -286,8 +286,10 @@ def _show_checks(found: Pleiotropy) -> None:
             f"prior gain {own['gain']:.3g} ± {own['gain_standard_error']:.2g} nats held out, {said}"
         )
     if curve is not None:
-        error = curve["P_PLEIOTROPY"]["calibration_error"]
+        error, above = (curve["P_PLEIOTROPY"][name] for name in ("calibration_error", "calibration_error_above"))
         say(
             f"calibration in data simulated under the fitted model: {curve['true']:,} such variants in "
-            f"{curve['blocks']} LD blocks, expected calibration error {error:.2g} (reliability.png)"
+            f"{curve['blocks']} LD blocks, expected calibration error {error:.2g}"
+            + ("" if above is None else f", {above:.2g} where the probability is 0.1 or more")
+            + " (reliability.png)"
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepwas.errors import InputError
 from deepwas.ld import LDStore
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.joint import JointBlocks
@@ -33,6 +34,7 @@ class Beside:
     calibration: CalibrationReport | None
     score: Floats
     record: dict[str, Any]
+    notes: list[str]
 
 
 def beside_of(
@@ -64,18 +66,24 @@ def beside_of(
     scored = [joint.scored(i) for i in range(len(joint))]
     chromosomes = [str(store.variants["CHR"][joint.rows(i).start]) for i in range(len(joint))]
     report = None
-    number = options.calibration_blocks or (_BLOCKS if options.network else 0)
-    if number:
-        report = calibration_report(
-            blocks,
+    notes: list[str] = []
+
+    def simulated(used: BlocksToLocate) -> CalibrationReport:
+        return calibration_report(
+            used,
             model,
             scored=scored,
             chromosomes=chromosomes,
+            log_odds=lambda block: model.log_odds(block.direct, block.shared),
             n_blocks=number,
             seed=options.seed,
             progress=lambda done, total: say("simulating to calibrate", done, total),
             **how,
         )
+
+    number = options.calibration_blocks or (_BLOCKS if options.network else 0)
+    if number:
+        report = simulated(blocks)
     score = np.full(store.n_variants, np.nan)
     shared = None
     if options.network:
@@ -91,19 +99,26 @@ def beside_of(
             progress=lambda done, total: say("first pass over LD blocks", done, total),
             **how,
         )
-        trained, used = network_of(
-            features,
-            model,
-            report,
-            store.n_variants,
-            labels=labels,
-            options=NetworkOptions(seed=options.seed),
-            progress=say,
-        )
-        score = by_row(trained.probability, features, store.n_variants)
-        shared = trained.correction if trained.accepted else None
-        record["network"] = trained.record | {"labels": used.record}
-        report = report.with_network(trained.simulated)
+        try:
+            trained, used = network_of(
+                features,
+                model,
+                report,
+                store.n_variants,
+                labels=labels,
+                options=NetworkOptions(seed=options.seed),
+                progress=say,
+            )
+        except InputError as nothing:  # too few labels or blocks: the posterior stands without networks
+            notes.append(f"the networks were not trained: {nothing}")
+        else:
+            score = by_row(trained.probability, features, store.n_variants)
+            report = report.with_network(trained.simulated)
+            known = report.as_dict()["P_NETWORK"]
+            record["network"] = trained.record | {"labels": used.record, "calibration": known}
+            if trained.accepted:
+                shared = trained.correction
+                report = simulated(BlocksToLocate(joint, blocks.direct, blocks.members, blocks.shapes, shared))
     if report is not None and options.calibration_blocks:
         record["calibration"] = report.as_dict()
-    return Beside(report if options.calibration_blocks else None, score, record), shared
+    return Beside(report if options.calibration_blocks else None, score, record, notes), shared

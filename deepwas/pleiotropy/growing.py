@@ -85,7 +85,11 @@ def _grow(model: TraitModel, direct: Floats, b: Floats, d: float) -> dict[Set, f
             inside = np.eye(len(k)) + d * root @ root.T
             t = root @ x
             fit = 0.5 * float(t @ np.linalg.solve(inside, t)) - 0.5 * float(np.linalg.slogdet(inside)[1])
-            seen[traits] = fit + float(odds[k].sum() + model.excess[len(k)])
+            prior = float(odds[k].sum() + model.excess[len(k)])
+            if len(k) >= 2 and len(model.mean_direct) and np.isfinite(prior):
+                tilt = (1 - 1 / len(k)) * float(np.log(direct[k] / model.mean_direct[k]).sum())
+                prior -= (1 - model.follows) * tilt
+            seen[traits] = fit + prior
         return seen[traits]
 
     here: Set = frozenset()
@@ -101,4 +105,5 @@ def _grow(model: TraitModel, direct: Floats, b: Floats, d: float) -> dict[Set, f
     for k in at_best:
         if len(at_best) > 1:
             value(at_best - {k})
+    best = max(seen.values())
     return {traits: float(np.exp(v - best)) for traits, v in seen.items()}

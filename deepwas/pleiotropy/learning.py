@@ -38,7 +38,7 @@ from deepwas.finemapping.block import BlockEffects, Task, locate_effects
 from deepwas.finemapping.groups import LINKED
 from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
 
-__all__ = ["Counts", "JointBlock", "Sample", "learn", "locate"]
+__all__ = ["Counts", "JointBlock", "Sample", "learn", "locate", "panel_noise"]
 
 Floats = NDArray[np.float64]
 
@@ -124,6 +124,7 @@ class Counts:
             changed, expected = sample.solve(changed, *self.shares())
             before = sample.expected(model)[0][2:]
             moved = max(moved, np.abs(np.log((expected[2:] + _PRIOR_COUNT) / (before + _PRIOR_COUNT))).max())
+            moved = max(moved, abs(changed.follows - model.follows))
         return changed, float(moved)
 
     def shares(self) -> tuple[Floats, float]:
@@ -272,13 +273,17 @@ def locate(
 
 
 def _raised(model: TraitModel, found: BlockEffects, panel: float) -> Floats:
-    """Noise with the LD panel's error; inflation that the noise has already is part of it."""
+    """Noise with the error of effects that were found."""
     moment = np.diag(np.sum(found.square - found.mean**2, axis=0)) + found.mean.T @ found.mean
-    error = model.forward.T @ moment @ model.forward / panel
-    own = np.diag(model.noise)
+    return panel_noise(model.noise, model.forward.T @ moment @ model.forward / panel)
+
+
+def panel_noise(noise: Floats, error: Floats) -> Floats:
+    """Noise (K, K) with the LD panel's error (K, K), less the inflation above 1 that the noise has already."""
+    own = np.diag(noise)
     extra = np.maximum(0.0, np.minimum(own, 1.0) + np.diag(error) - own)
     scale = np.sqrt(extra / np.maximum(np.diag(error), 1e-300))
-    return np.asarray(model.noise + error * np.outer(scale, scale))
+    return np.asarray(noise + error * np.outer(scale, scale))
 
 
 def learn(

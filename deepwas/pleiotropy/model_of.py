@@ -31,6 +31,7 @@ Say = Callable[[str, int, int], None]
 
 _START = 1e-3  # mean pi_jk that learning starts from
 _SHARED = 0.5
+_OBSERVED = 0.8
 _FOLLOWS = 0.3  # rho that learning starts from
 _LEAST_OWN = 0.02  # of f: f and T are estimates, and rule out no effect of a variant's own
 
@@ -131,7 +132,7 @@ def learn_model(
         how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
         model = grown(locate(blocks, model, **how), model)
     model, rounds = learned(model)
-    if options.confounders:
+    if options.confounders and model.traits > 2:
         factors = _factors(blocks, model, options, panel)
         if factors:
             variants = sum(len(range(*joint.rows(i).indices(len(direct)))) for i in blocks.members)
@@ -160,6 +161,8 @@ def _factors(
             if shared > _SHARED:
                 # Not the posterior mean, which is 0 where the likeliest configuration has no effect.
                 g = G[:, one.lead]
+                if g @ g < _OBSERVED:  # it enters through LD: its effect is not as well known as E says
+                    continue
                 alone = left + G[:, one.variants] @ u[one.variants]
                 effects.append(g @ alone / (g @ g) / n)
                 weights.append(min(shared, 1.0))

@@ -22,7 +22,7 @@ from deepwas.files import write_json, write_text
 from deepwas.ld import LDStore, open_ld
 from deepwas.pleiotropy.beside import Beside, beside_of
 from deepwas.pleiotropy.calls import block_columns, block_figures, loci_of, names_of_values, values_of
-from deepwas.pleiotropy.configurations import TraitModel
+from deepwas.pleiotropy.configurations import MOST_TRAITS, TraitModel
 from deepwas.pleiotropy.genome import Structure, read_noise, read_trait_effects, structure_of
 from deepwas.pleiotropy.hops import HIGHEST_CORRELATION, HOPSScores, hops_scores
 from deepwas.pleiotropy.joint import JointBlocks, Traits, named, open_joint, read_traits
@@ -151,6 +151,10 @@ def classify(
         known = read_labels(known, store.variants)
     if known is not None:
         traits.tally.extend(known.tally)
+    if options.network and len(traits.names) > MOST_TRAITS:
+        raise InputError(
+            f"network is True with {len(traits.names)} traits; networks are for {MOST_TRAITS} at most. Leave it out."
+        )
     record = _first_record(store, traits, options, noise, effects, known)
     folder = None if out is None else claim_folder(Path(out), RECORD, "classification", record["identity"], resume)
     with ExitStack() as stack:
@@ -272,6 +276,7 @@ def _result(
     notes = list(structure.effects.notes)
     if structure.noise is not None:
         notes += structure.noise.notes
+    notes += extra.notes
     hops, rows = _hops(store, traits, joint, options, notes)
     table = variant_table(store, traits, joint, computed, loci, hops, rows, extra.score)
     by_locus = locus_table(store, traits, loci, model, structure.passing, computed)

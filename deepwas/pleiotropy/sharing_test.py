@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from deepwas.errors import InputError
 from deepwas.finemapping.block import BlockEffects
 from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
-from deepwas.pleiotropy.learning import JointBlock, learn, locate
+from deepwas.pleiotropy.learning import JointBlock, learn, locate, panel_noise
 
 __all__ = ["SharingTest", "draw_without_sharing", "sharing_test"]
 
@@ -141,7 +141,7 @@ def sharing_test(
     observed = np.log((found + _COUNT) / (chance + _COUNT))
     simulated = np.empty((draws, K + 1, K))
     for i in range(draws):
-        of_draw = numbers(_Drawn(blocks, null, [seed, i]))
+        of_draw = numbers(_Drawn(blocks, null, [seed, i], panel))
         simulated[i] = np.log((of_draw[0] + _COUNT) / (of_draw[1] + _COUNT))
     p = (1 + np.sum(simulated >= observed[None], axis=0)) / (1 + draws)
     off = ~np.eye(K, dtype=bool)
@@ -182,8 +182,12 @@ def _chance(prior: Floats, present: Floats) -> Floats:
     return np.concatenate([q.T @ q, np.full((1, prior.shape[1]), np.sum(1 - none - one))])
 
 
-def draw_without_sharing(block: JointBlock, model: TraitModel, rng: np.random.Generator) -> NDArray[np.floating]:
+def draw_without_sharing(
+    block: JointBlock, model: TraitModel, rng: np.random.Generator, panel: float | None = None
+) -> NDArray[np.floating]:
     """Whitened z-scores (k, K) of a block whose traits act on variants independently, drawn from the model.
+
+    panel: people that the LD was estimated from; its error adds to the noise as `locate` takes it to.
 
     Heritable factors act as the model has them. T is drawn from the model's draws, where it has some.
     """
@@ -196,15 +200,16 @@ def draw_without_sharing(block: JointBlock, model: TraitModel, rng: np.random.Ge
     for a, odds in zip(model.loadings, model.factor_odds, strict=True):
         acts = rng.random(m) < 1 / (1 + np.exp(-odds))
         u += (acts * rng.normal(size=m))[:, None] * (a * np.sqrt(model.sample_size))[None, :]
-    noise = rng.normal(size=(k, K)) @ np.linalg.cholesky(model.noise).T
+    level = model.noise if panel is None else panel_noise(model.noise, u.T @ u / panel)
+    noise = rng.normal(size=(k, K)) @ np.linalg.cholesky(level).T
     return np.asarray(np.asarray(block.factor, np.float64) @ u + noise, block.whitened.dtype)
 
 
 class _Drawn(Sequence[JointBlock]):
     """The blocks with z-scores drawn anew, each at its use."""
 
-    def __init__(self, blocks: Sequence[JointBlock], model: TraitModel, seed: list[int]):
-        self.blocks, self.model, self.seed = blocks, model, seed
+    def __init__(self, blocks: Sequence[JointBlock], model: TraitModel, seed: list[int], panel: float | None):
+        self.blocks, self.model, self.seed, self.panel = blocks, model, seed, panel
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -212,7 +217,7 @@ class _Drawn(Sequence[JointBlock]):
     def __getitem__(self, i: Any) -> Any:
         block = self.blocks[i]
         rng = np.random.default_rng([*self.seed, i])
-        return replace(block, whitened=draw_without_sharing(block, self.model, rng))
+        return replace(block, whitened=draw_without_sharing(block, self.model, rng, self.panel))
 
     def __iter__(self) -> Iterator[JointBlock]:
         return (self[i] for i in range(len(self)))

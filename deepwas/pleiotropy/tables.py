@@ -203,6 +203,7 @@ def effect_table(structure: Structure) -> pl.DataFrame:
                         found.estimate[j, k],
                         found.estimate_error[j, k],
                         found.p[j, k],
+                        found.probability[j, k],
                         bool(found.selected[j, k]),
                         bool(found.unresolved[j, k]),
                         found.off_share[j, k],
@@ -210,7 +211,7 @@ def effect_table(structure: Structure) -> pl.DataFrame:
                     )
                 )
     names = names_of("pleiotropy_trait_effects")
-    kinds = [pl.String] * 2 + [pl.Float64] * 5 + [pl.Boolean] * 2 + [pl.Float64, pl.Int64]
+    kinds = [pl.String] * 2 + [pl.Float64] * 6 + [pl.Boolean] * 2 + [pl.Float64, pl.Int64]
     frame = pl.DataFrame(rows, schema=dict(zip(names, kinds, strict=True)), orient="row")
     return frame.with_columns(pl.col(pl.Float64).fill_nan(None))
 

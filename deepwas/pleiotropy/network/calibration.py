@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deepwas.errors import InputError
 from deepwas.pleiotropy.configurations import TraitModel
-from deepwas.pleiotropy.learning import JointBlock, locate
+from deepwas.pleiotropy.learning import JointBlock, locate, panel_noise
 from deepwas.pleiotropy.network.features import BlockFeatures, block_features
 from deepwas.pleiotropy.network.metrics import figures, reliability
 
@@ -124,11 +124,7 @@ def draw_block(
     u[acting] = np.einsum("jki,ji->jk", root, rng.normal(size=(len(acting), root.shape[2])))
     noise = model.noise
     if panel is not None:
-        error = u.T @ u / panel
-        # Noise above 1 holds errors of the panel already, as `locate` has it.
-        extra = np.maximum(0.0, np.minimum(np.diag(noise), 1.0) + np.diag(error) - np.diag(noise))
-        scale = np.sqrt(extra / np.maximum(np.diag(error), 1e-300))
-        noise = noise + error * np.outer(scale, scale)
+        noise = panel_noise(noise, u.T @ u / panel)
     k = len(block.whitened)
     y = np.asarray(block.factor, np.float64) @ u + rng.normal(size=(k, model.traits)) @ np.linalg.cholesky(noise).T
     several = np.zeros(len(log_odds), bool)

@@ -120,8 +120,11 @@ class TraitEffects:
         if not chance.any():
             return draws
         soft = (chance > 0) & ~self.selected
-        mean = np.where(soft, self.estimate, self.T)
-        error = np.where(soft, self.estimate_error, np.where(self.selected, self.standard_error, 0.0))
+        # What is not selected is little known: its posterior under the prior that gave its probability.
+        shrink = self.estimate_error**2 / (self.estimate_error**2 + _PRIOR_SPREAD**2)
+        mean = np.where(soft, (1 - shrink) * self.estimate, self.T)
+        known = np.where(self.selected, self.standard_error, 0.0)
+        error = np.where(soft, self.estimate_error * np.sqrt(1 - shrink), known)
         factor = None
         if self.left_out is not None and self.selected.any():
             some = self.left_out[:, self.selected]

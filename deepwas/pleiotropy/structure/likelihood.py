@@ -253,7 +253,8 @@ class InstrumentLikelihood:
                 bounds=list(zip(low[index], high[index], strict=True)),
                 options={"maxiter": 1000, "maxfun": 2000, "ftol": 1e-7, "gtol": 1e-3, "maxcor": 20},
             )
-            if not np.isfinite(found.fun) or found.fun >= _NEVER or found.status == 1:
+            # A search that has used up its steps has not failed: what it reached is kept, and compared.
+            if not np.isfinite(found.fun) or found.fun >= _NEVER:
                 raise DeepwasError(f"the search for effects of trait on trait did not converge: {found.message}.")
             theta = theta.copy()
             theta[index] = found.x
