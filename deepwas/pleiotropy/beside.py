@@ -29,7 +29,10 @@ _BLOCKS = 30  # simulated to teach the networks, where calibration has none
 
 @dataclass(frozen=True, eq=False)
 class Beside:
-    """What stands beside the posterior.  score: (M,), P_NETWORK, NaN where there is none.  record: for JSON."""
+    """What stands beside the posterior.
+
+    calibration: None without.  score: (M,), P_NETWORK, NaN where there is none.  record: for JSON.  notes: for users.
+    """
 
     calibration: CalibrationReport | None
     score: Floats
