@@ -100,7 +100,7 @@ class Counts:
     def add(self, block: JointBlock, log_odds: Floats, found: BlockEffects, model: TraitModel) -> None:
         """Count a block, of which `locate` has found this."""
         self.linked += found.linked
-        any_effect = 1 / (1 + np.exp(-np.logaddexp.reduce(log_odds, axis=1)))
+        any_effect = np.exp(-np.logaddexp(0.0, -np.logaddexp.reduce(log_odds, axis=1)))
         self.chance_linked += float(np.exp(model.together)) * _linked(np.asarray(block.factor), any_effect)
         p = found.probability @ model.masks.astype(np.float64)
         pi = np.minimum(block.direct / model.slab[None, :], MOST_LIKELY)
