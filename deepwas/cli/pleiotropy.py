@@ -15,8 +15,6 @@ from deepwas.errors import InputError
 if TYPE_CHECKING:
     from deepwas.pleiotropy.run import Pleiotropy
 
-_MOST_TRAITS = 20
-
 
 def register(app: typer.Typer) -> None:
     """Add the command to the root application."""
@@ -183,6 +181,8 @@ def pleiotropy(
 
 def _traits(texts: list[str]) -> dict[str, Path]:
     """`[NAME=]PATH` as name -> path; without a name that of the folder or file."""
+    from deepwas.pleiotropy.options import MOST_AT_ONCE
+
     found: dict[str, Path] = {}
     for text in texts:
         name, equals, path = text.partition("=")
@@ -198,8 +198,8 @@ def _traits(texts: list[str]) -> dict[str, Path]:
         found[key] = Path(value)
     if len(found) < 2:
         raise InputError(f"pleiotropy needs two traits or more; given: {', '.join(found) or 'none'}.")
-    if len(found) > _MOST_TRAITS:
-        raise InputError(f"{len(found)} traits are given; at most {_MOST_TRAITS} are classified at once.")
+    if len(found) > MOST_AT_ONCE:
+        raise InputError(f"{len(found)} traits are given; at most {MOST_AT_ONCE} are classified at once.")
     return found
 
 

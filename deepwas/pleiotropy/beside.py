@@ -77,7 +77,6 @@ def beside_of(
             model,
             scored=scored,
             chromosomes=chromosomes,
-            log_odds=lambda block: model.log_odds(block.direct, block.shared),
             n_blocks=number,
             seed=options.seed,
             progress=lambda done, total: say("simulating to calibrate", done, total),

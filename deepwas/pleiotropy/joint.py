@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from deepwas.errors import InputError
 from deepwas.likelihood.factor import Factor, encode_factor
+from deepwas.pleiotropy.options import MOST_AT_ONCE
 from deepwas.posterior.options import PosteriorOptions
 from deepwas.posterior.source import Source, source_of
 from deepwas.runs import Fit, load_fit
@@ -28,13 +29,12 @@ from deepwas.training.whitened import FactorCache
 if TYPE_CHECKING:
     from deepwas.ld import LDStore
 
-__all__ = ["MOST_AT_ONCE", "STEP", "JointBlocks", "Traits", "named", "open_joint", "read_traits"]
+__all__ = ["STEP", "JointBlocks", "Traits", "named", "open_joint", "read_traits"]
 
 Floats = NDArray[np.float64]
 Advance = Callable[[int, int], None]
 
 STEP = "pleiotropy"
-MOST_AT_ONCE = 20  # traits
 COPIES = 0.99  # correlation of z-scores above which two traits are one
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _UNEQUAL = 0.2

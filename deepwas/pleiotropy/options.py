@@ -7,7 +7,9 @@ from typing import Any
 
 from deepwas.errors import InputError
 
-__all__ = ["PleiotropyOptions"]
+__all__ = ["MOST_AT_ONCE", "PleiotropyOptions"]
+
+MOST_AT_ONCE = 20  # traits of a classification
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def calibration_report(
     """Simulate `draws` data sets on at most n_blocks of the blocks, evenly spread, and classify them.
 
     scored, chromosomes: of each block, for `block_features`.  annotations: of the rows of a block, where the networks
-    read any.  log_odds: of a block, (m, C + F), that effects are drawn from; by default model.log_odds(block.direct).
+    read any.  log_odds: of a block, (m, C + F), that effects are drawn from; by default model.log_odds(block.direct, block.shared).
     slots, candidates, panel: as for `locate`, which takes one first pass a block and draw.
     """
     if n_blocks < 1 or draws < 1 or not blocks:
@@ -89,7 +89,7 @@ def calibration_report(
     found: list[BlockFeatures] = []
     for i in some:
         block = blocks[i]
-        odds = model.log_odds(block.direct) if log_odds is None else log_odds(block)
+        odds = model.log_odds(block.direct, block.shared) if log_odds is None else log_odds(block)
         for draw in range(draws):
             rng = np.random.default_rng([seed, 97, i, draw])
             simulated, truth = draw_block(block, odds, model, rng, panel=panel)
