@@ -80,7 +80,8 @@ def calibration_report(
     """Simulate `draws` data sets on at most n_blocks of the blocks, evenly spread, and classify them.
 
     scored, chromosomes: of each block, for `block_features`.  annotations: of the rows of a block, where the networks
-    read any.  log_odds: of a block, (m, C + F), that effects are drawn from; by default model.log_odds(block.direct, block.shared).
+    read any.  log_odds: of a block, (m, C + F), that effects are drawn from; by default the
+    model's.
     slots, candidates, panel: as for `locate`, which takes one first pass a block and draw.
     """
     if n_blocks < 1 or draws < 1 or not blocks:
