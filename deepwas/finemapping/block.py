@@ -50,7 +50,7 @@ class BlockEffects:
     apart: (m,), probability that the variant has an effect, and another one in LD with it one on none of its traits.
     sets: credible sets.  of_sets: (sets, C), probability that the set's effect exists and is of each class.
     expected: number of effects.  variance: of that number, groups taken for independent.
-    linked: expected number of pairs of effects in LD.
+    close: expected number of pairs of effects in LD r^2 > 0.2.
     evidence: log of the sum over states of prior odds times Bayes factor, summed over groups given the others' means.
     sweeps: of coordinate ascent.  converged: it, and the rounds over groups, came to rest.
     """
@@ -66,7 +66,7 @@ class BlockEffects:
     evidence: float
     sweeps: int
     converged: bool
-    linked: float = 0.0
+    close: float = 0.0
 
     @property
     def inclusion(self) -> NDArray[np.float64]:
@@ -89,7 +89,7 @@ def locate_effects(
     classes: the prior of an effect; the same for all blocks.  slots: most effects a block may hold.
     candidates: variants and classes whose pairs are weighed.  coverage: of credible sets.
     shape: (k, m) to pad to; by default the largest of each.
-    together: added to the log prior odds of two effects in LD.
+    together: added to the log prior odds of two effects in LD r^2 > 0.2.
     """
     dtype = jnp.result_type(float)
     k = max(t.factor.shape[0] for t in tasks) if shape is None else shape[0]
@@ -147,7 +147,7 @@ class _Part:
         candidates: int,
         together: float,
     ):
-        self.together, self.linked = together, 0.0
+        self.together, self.close = together, 0.0
         self.variants, self.weak, self.classes = variants, weak, classes
         n, width = len(variants), min(G.shape[1], _WIDTH * 2 ** max(0, (len(variants) - 1) // _WIDTH).bit_length())
         self.factor = np.zeros((len(G), width), G.dtype)
@@ -180,11 +180,11 @@ class _Part:
         if self.weak and numbers[0] > 1 - _FULL:
             probability, total, found, weight = fit_weak(classes, self.gram, alone, shrink)
             self.posterior = partial(report_weak, classes, alone, shrink, probability, found, weight)
-            expected, self.linked = float(total), 0.0
+            expected, self.close = float(total), 0.0
         else:
             one, found = fit(classes, alone, shrink, chosen, pairs)
             self.posterior = partial(report, classes, alone, shrink, one, found, chosen, pairs)
-            expected, self.linked = float(numbers[1] + 2 * numbers[2]), float(pairs.linked)
+            expected, self.close = float(numbers[1] + 2 * numbers[2]), float(pairs.close)
         change, self.expected = abs(expected - self.expected), expected
         self.fitted = self.factor @ np.asarray(found)
         return change
@@ -257,5 +257,5 @@ def _one_block(
         evidence,
         int(slots.sweeps),
         bool(slots.converged) and change <= _SETTLED,
-        sum(part.linked for part in parts),
+        sum(part.close for part in parts),
     )

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LINKED", "Cut", "cut"]
+__all__ = ["CLOSE", "LINKED", "Cut", "cut"]
 
 LINKED = 0.05  # r^2 above which effects are weighed together
+CLOSE = 0.2  # r^2 above which two effects may be likelier than chance has it
 
 
 class Cut(NamedTuple):
@@ -41,7 +42,7 @@ def cut(G: NDArray[np.floating], lead: NDArray[np.integer], full: NDArray[np.boo
     free = np.ones(len(which), bool)
     for flat in np.argsort(-among, axis=None, kind="stable"):
         a, b = divmod(int(flat), len(which))
-        if among[a, b] <= LINKED:
+        if among[a, b] <= CLOSE:
             break
         if free[a] and free[b]:
             slots.append((a, b))

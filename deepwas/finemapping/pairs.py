@@ -10,11 +10,13 @@ of the `candidates` likeliest variants and classes, see below), each by its exac
 
 through the Schur complement S = D_b - X^T D_a^-1 X, of (K, K).
 
-Effects may lie near one another more often than by chance: pairs with r^2 above `LINKED` then have prior odds of
+Effects may lie near one another more often than by chance: pairs with r^2 above `CLOSE` then have prior odds of
 exp(together) times the product of the two.
 
 A pair is a candidate only if both of its members are, and members are chosen by their weight alone, given the first
-slot's effect, and given the second's, whichever is best: two effects that mask each other are seen only so.
+slot's effect, and given the second's, whichever is best: two effects that mask each other are seen only so. Of several
+traits one effect on all may stand in for two on some each, which slots then do not hold: for each trait the likeliest
+effect on it alone is tried, the likeliest beside that, and what is likely beside this one, each weighed as a pair.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from deepwas.finemapping.effects import (
     shrinkage,
     whitened_effect,
 )
-from deepwas.finemapping.groups import LINKED
+from deepwas.finemapping.groups import CLOSE
 
 __all__ = ["Alone", "Candidates", "Group", "Pairs", "at_most_two", "fit", "look", "moments", "report", "weigh_pairs"]
 
@@ -100,7 +102,7 @@ class Pairs(NamedTuple):
     member, lead, follower, apart: (q,), probability that the candidate is one of two effects; and the first; and the
     second; and on none of the other's traits.  fitted, mean, square: (q, K), E[u], E[w], E[w^2] of it as one of two.
     numbers: (3,).  top, total: single effects have the probability exp(weight - top) / total.
-    linked: probability of two effects with r^2 above `LINKED`.
+    close: probability of two effects with r^2 above `CLOSE`.
     """
 
     member: Any
@@ -113,7 +115,7 @@ class Pairs(NamedTuple):
     numbers: Any
     top: Any
     total: Any
-    linked: Any
+    close: Any
 
 
 def at_most_two(
@@ -173,6 +175,13 @@ def look(
     def one_slot(score: Array, mean: Array) -> tuple[Array, None]:
         return jax.lax.cond(jnp.any(mean != 0), given, lambda _, score: score, mean, score), None
 
+    if b.shape[1] > 1:
+        tried = jax.lax.cond(
+            jnp.max(weight) > 0,
+            lambda: jnp.maximum(weight, _splits(gram, b, classes, log_odds, shrink, half_log, weight)),
+            lambda: weight,
+        )
+        score = tried - jnp.max(tried)
     score, _ = jax.lax.scan(one_slot, score, starts)
     chosen = jax.lax.top_k(score.ravel(), candidates)[1]
     where, what = chosen // count, chosen % count
@@ -180,6 +189,38 @@ def look(
     one = jnp.sum(jnp.exp(weight - top))
     ld = gram[where[:, None], where[None, :]]
     return Alone(t, weight), Candidates(where, what, ld, b[where], log_odds[where, what], bayes[where, what], top, one)
+
+
+def _splits(
+    gram: Array,
+    b: Array,
+    classes: ClassArrays,
+    log_odds: Array,
+    shrink: tuple[Array, ...],
+    half_log: Array,
+    weight: Array,
+) -> Array:
+    """(m, C), about the largest log weight of a pair that a candidate is one of, an effect on one trait the other."""
+    m, count = weight.shape
+    alone = jnp.sum(classes.traits, axis=1) == 1
+
+    def beside(flat: Array) -> Array:
+        """Log weights of pairs with this effect, at its mean."""
+        j, c = flat // count, flat % count
+        v = jnp.matmul(classes.project[c], b[j], precision=HIGHEST) / (1 + gram[j, j] * classes.gain[c])
+        u = jnp.matmul(v, classes.root[c], precision=HIGHEST)
+        left = whitened_effect(classes, b - gram[:, j, None] * u[None])
+        pair = weight[j, c] + log_odds + log_bayes_factors(left, shrink, half_log)
+        return jnp.where(jnp.arange(m)[:, None] == j, -jnp.inf, pair)
+
+    def one_trait(best: Array, acts: Array) -> tuple[Array, None]:
+        first = jnp.argmax(jnp.where((acts > 0) & alone, weight, -jnp.inf))
+        pairs = beside(first)
+        back = beside(jnp.argmax(pairs))
+        return jnp.maximum(best, jnp.maximum(pairs, back)), None
+
+    best, _ = jax.lax.scan(one_trait, jnp.full_like(weight, -jnp.inf), classes.traits.T)
+    return best
 
 
 def weigh_pairs(classes: ClassArrays, chosen: Candidates, together: float = 0.0) -> Pairs:
@@ -217,8 +258,8 @@ def _weigh_pairs(classes: ClassArrays, chosen: Candidates, together: Array, *, r
     log_bayes = chosen.bayes[:, None] + 0.5 * (jnp.sum(v * rest, axis=0) - log_det)
     size = jnp.sqrt(jnp.where(d > 0, d, 1.0))
     correlation = ld / size[:, None] / size[None, :]
-    linked = correlation**2 > LINKED
-    both = chosen.odds[:, None] + chosen.odds[None, :] + log_bayes + jnp.where(linked, together, 0.0)
+    close = correlation**2 > CLOSE
+    both = chosen.odds[:, None] + chosen.odds[None, :] + log_bayes + jnp.where(close, together, 0.0)
     both = jnp.where(where[:, None] == where[None, :], -jnp.inf, both)
     # The two orders differ by rounding; pairs are weighed once.
     both = jnp.where(jnp.isnan(both), -jnp.inf, 0.5 * (both + both.T))
@@ -244,7 +285,7 @@ def _weigh_pairs(classes: ClassArrays, chosen: Candidates, together: Array, *, r
         number / total,
         top,
         total,
-        0.5 * jnp.sum(jnp.where(linked, two, 0.0)),
+        0.5 * jnp.sum(jnp.where(close, two, 0.0)),
     )
 
 

@@ -60,6 +60,7 @@ MOST_TRAITS = 8  # of which all sets are kept: 255 configurations
 MOST_SETS = 320  # kept of more traits
 MOST_LIKELY = 0.5  # pi_jk at most
 _SWEEPS = 200
+_MOVED = 0.2  # of what a factor does to the trait that it moves most
 
 
 def configurations(traits: int, most: int | None = None) -> NDArray[np.bool_]:
@@ -131,7 +132,8 @@ class TraitModel:
     sample_size: (K,), N.  noise: (K, K), C_n.  slab: (K,), s, variances of direct effects.  T: (K, K).
     excess: (K + 1,), psi by number of traits; that of 0 and 1 is 0.  offsets: (K,), a.
     draws: (n, K, K), of T, over which the covariance of effects is averaged; none takes T as exact.
-    loadings: (F, K), a of F heritable factors.  factor_odds: (F,), log prior odds that a variant acts through each.
+    loadings: (F, K), a of F heritable factors.  factor_odds: (F,), log prior odds that a variant acts through each, if there
+        is this factor.  factor_probability: (F,), that there is; 1 by default.
     mean_direct: (K,), mean d_k, and follows: rho; without mean_direct h is 0.
     together: log odds by which two effects in LD are likelier than two independent ones, >= 0.
     sets: (C, K) bool, the configurations, small ones first and the K of one trait in order; `first_sets` by default.
@@ -146,6 +148,7 @@ class TraitModel:
     draws: Floats = field(default_factory=lambda: np.zeros((0, 0, 0)))
     loadings: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     factor_odds: Floats = field(default_factory=lambda: np.zeros(0))
+    factor_probability: Floats = field(default_factory=lambda: np.zeros(0))
     sets: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))
     together: float = 0.0
     mean_direct: Floats = field(default_factory=lambda: np.zeros(0))
@@ -161,9 +164,13 @@ class TraitModel:
             raise InputError(
                 f"sets must be different ones of {K} traits, small ones first: each trait alone, in order, then others."
             )
-        for name, shape in (("excess", K + 1), ("offsets", K)):
+        for name, default in (
+            ("excess", np.zeros(K + 1)),
+            ("offsets", np.zeros(K)),
+            ("factor_probability", np.ones(self.factors)),
+        ):
             if not len(getattr(self, name)):
-                object.__setattr__(self, name, np.zeros(shape))
+                object.__setattr__(self, name, default)
 
     @property
     def traits(self) -> int:
@@ -179,6 +186,20 @@ class TraitModel:
     def factors(self) -> int:
         """F."""
         return len(self.factor_odds)
+
+    @cached_property
+    def moved_by_factors(self) -> NDArray[np.int64]:
+        """(F,), the configuration of the traits that each factor moves, not through T alone; the two that it moves
+        most where the model has no such configuration."""
+        found = []
+        for a in self.loadings.reshape(self.factors, self.traits):
+            own = np.abs(a @ (np.eye(self.traits) - self.T)) * np.sqrt(self.sample_size)
+            first, second = np.sort(own)[::-1][:2]
+            choice = [own > _MOVED * first, own >= second]
+            sets = [self.sets[c] for c in np.flatnonzero(self.sets.sum(axis=1) >= 2)]
+            mask = next(x for x in choice if any(np.array_equal(x, one) for one in sets))
+            found.append(int(np.flatnonzero((self.sets == mask).all(axis=1))[0]))
+        return np.array(found, np.int64)
 
     @cached_property
     def classes(self) -> EffectClasses:

@@ -19,6 +19,7 @@ from math import comb, log
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 __all__ = ["HeritableFactor", "find_factors"]
 
@@ -29,13 +30,16 @@ _REFINED = 4  # starts whose traits are chosen with care
 _STEPS = 40
 _MOST_FACTORS = 3
 _LEAST_MEMBERS = 1.8
-_LEAST_EVIDENCE = -0.7  # log odds, beside prior odds of two to one: traits do have heritability in common
+_LIKELY = 0.5
+_POSSIBLE = 0.02
+_PRIOR_ODDS = 12.0  # that there is one: one in thirty sets of effects without any is then thought to show one
 _SEEN = 3.0  # standard errors of an effect that a factor's first guess is made of
 
 
 @dataclass(frozen=True, eq=False)
 class HeritableFactor:
-    """loadings: (K,), a; a a^T is the covariance of effects through it.  members: expected number of them.
+    """loadings: (K,), a; a a^T is the covariance of effects through it; those that other traits
+    pass on may be among them.  members: expected number of them.
 
     evidence: log Bayes factor for it, over own effects and the factors before it.
     """
@@ -44,11 +48,18 @@ class HeritableFactor:
     members: float
     evidence: float
 
+    @property
+    def probability(self) -> float:
+        """That there is this factor, at prior odds of twelve to one."""
+        return float(expit(self.evidence + log(_PRIOR_ODDS)))
+
 
 def find_factors(effects: Floats, weights: Floats, sets: Floats, slab: Floats, error: Floats) -> list[HeritableFactor]:
     """Factors that the effects show, the clearest first; often none. Two traits are too few to show any.
 
-    effects: (n, K), total effects.  weights: (n,), probability that each acts on several traits.
+    After one that is less likely than not no other is looked for.
+
+    effects: (n, K), without what other traits pass on.  weights: (n,), probability that each acts on several traits.
     sets: (C, K, K), V_c, covariance of own effects on each set of two traits or more.  slab: (K,), u^2, variances of
     effects.  error: (K, K), E.
     """
@@ -57,9 +68,9 @@ def find_factors(effects: Floats, weights: Floats, sets: Floats, slab: Floats, e
     if K < 3 or weights.sum() < _LEAST_MEMBERS:
         return out
     problem = _Problem(effects, weights, sets, slab, error)
-    while len(out) < _MOST_FACTORS:
+    while len(out) < _MOST_FACTORS and (not out or out[-1].probability > _LIKELY):
         found = problem.best([one.loadings for one in out])
-        if found is None or found.evidence < _LEAST_EVIDENCE or found.members < _LEAST_MEMBERS:
+        if found is None or found.probability < _POSSIBLE or found.members < _LEAST_MEMBERS:
             break
         out.append(found)
     return out

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.finemapping.block import BlockEffects, Task, locate_effects
-from deepwas.finemapping.groups import LINKED
+from deepwas.finemapping.groups import CLOSE
 from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
 
 __all__ = ["Counts", "JointBlock", "Sample", "learn", "locate", "panel_noise"]
@@ -54,7 +54,7 @@ _RAISES = 2  # of a block's noise
 _WORKERS = 4  # threads, at most
 _MOST_TOGETHER = 8.0
 _TURN = 0.1  # of rho, a step
-_CLOSE = 0.03
+_SETTLED = 0.03  # of the logarithm of a block's noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +80,15 @@ class Counts:
 
     present: (K,), of p.  kept: (K,), sum d (1 - p) / (1 - pi).  squares: (K,), sum E[D^2].
     sizes: (K + 1,), numbers of variants by number of traits acted on.
-    linked, chance_linked: pairs of effects in LD, of posterior and prior.  tilt: sum of `TraitModel.tilt`.
+    close, chance_close: pairs of effects in LD r^2 > 0.2, of posterior and prior.  tilt: sum of `TraitModel.tilt`.
     """
 
     present: Floats
     kept: Floats
     squares: Floats
     sizes: Floats
-    linked: float = 0.0
-    chance_linked: float = 0.0
+    close: float = 0.0
+    chance_close: float = 0.0
     tilt: float = 0.0
 
     @classmethod
@@ -99,9 +99,9 @@ class Counts:
 
     def add(self, block: JointBlock, log_odds: Floats, found: BlockEffects, model: TraitModel) -> None:
         """Count a block, of which `locate` has found this."""
-        self.linked += found.linked
+        self.close += found.close
         any_effect = np.exp(-np.logaddexp(0.0, -np.logaddexp.reduce(log_odds, axis=1)))
-        self.chance_linked += float(np.exp(model.together)) * _linked(np.asarray(block.factor), any_effect)
+        self.chance_close += float(np.exp(model.together)) * _close(np.asarray(block.factor), any_effect)
         p = found.probability @ model.masks.astype(np.float64)
         pi = np.minimum(block.direct / model.slab[None, :], MOST_LIKELY)
         self.present += p.sum(axis=0)
@@ -116,7 +116,7 @@ class Counts:
         """The model after one round, and the largest change of a logarithm; sample: to learn psi from, None for 0."""
         slab = (self.kept + self.squares / 2 + _PRIOR_COUNT * start) / (1.5 * self.present + _PRIOR_COUNT)
         step = np.clip(np.log(slab / model.slab), -_LEAP, _LEAP)
-        nearer = np.clip(np.log((self.linked + _PRIOR_COUNT) / (self.chance_linked + _PRIOR_COUNT)), -_LEAP, _LEAP)
+        nearer = np.clip(np.log((self.close + _PRIOR_COUNT) / (self.chance_close + _PRIOR_COUNT)), -_LEAP, _LEAP)
         together = float(np.clip(model.together + nearer, 0.0, _MOST_TOGETHER))
         changed = replace(model, slab=model.slab * np.exp(step), together=together)
         moved = max(np.abs(step).max(), abs(together - model.together))
@@ -135,11 +135,11 @@ class Counts:
         return np.asarray(sizes / effects), self.tilt / float(effects)
 
 
-def _linked(G: NDArray[np.floating], p: Floats) -> float:
+def _close(G: NDArray[np.floating], p: Floats) -> float:
     """Expected number of pairs in LD of independent effects with probabilities p (m,)."""
     gram = G.T @ G
     length = np.sqrt(np.maximum(gram.diagonal(), 1e-30))
-    near = (gram / length[:, None] / length[None, :]) ** 2 > LINKED
+    near = (gram / length[:, None] / length[None, :]) ** 2 > CLOSE
     return float(p @ near @ p - p @ p) / 2
 
 
@@ -252,10 +252,10 @@ def locate(
             if panel is None:
                 break
             wanted = _raised(model, found, panel)
-            if np.abs(np.log(np.diag(wanted) / np.diag(level))).max() < _CLOSE:
+            if np.abs(np.log(np.diag(wanted) / np.diag(level))).max() < _SETTLED:
                 break
             level = wanted
-        return block, odds, found
+        return block, odds, _doubted(found, model)
 
     each = iter(blocks)
     for block in each:
@@ -270,6 +270,20 @@ def locate(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _doubted(found: BlockEffects, model: TraitModel) -> BlockEffects:
+    """The same, where an effect through a factor that there may not be is one of the variant's own then."""
+    doubt = 1 - model.factor_probability
+    if not (doubt > 0).any():
+        return found
+    probability, of_sets = found.probability.copy(), found.of_sets.copy()
+    C = len(model.sets)
+    for array in (probability, of_sets):
+        own = array[:, C:] * doubt[None, :]
+        array[:, C:] -= own
+        np.add.at(array, (slice(None), model.moved_by_factors), own)
+    return replace(found, probability=probability, of_sets=of_sets)
 
 
 def _raised(model: TraitModel, found: BlockEffects, panel: float) -> Floats:

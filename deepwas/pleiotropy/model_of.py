@@ -110,7 +110,8 @@ def learn_model(
         mean_direct=mean,
         follows=_FOLLOWS if options.sharing else 1.0,
     )
-    blocks = BlocksToLocate(joint, direct, range(len(joint)), shapes).some(options.learn_blocks)
+    every = BlocksToLocate(joint, direct, range(len(joint)), shapes)
+    blocks = every.some(options.learn_blocks)
 
     def say(done: int, total: int) -> None:
         if progress is not None:
@@ -133,26 +134,37 @@ def learn_model(
         model = grown(locate(blocks, model, **how), model)
     model, rounds = learned(model)
     if options.confounders and model.traits > 2:
-        factors = _factors(blocks, model, options, panel)
+        factors = _factors(every, model, options, panel, progress)
         if factors:
-            variants = sum(len(range(*joint.rows(i).indices(len(direct)))) for i in blocks.members)
+            variants = sum(len(range(*joint.rows(i).indices(len(direct)))) for i in every.members)
             odds = np.log([one.members / variants for one in factors])
-            model = replace(model, loadings=np.stack([one.loadings for one in factors]), factor_odds=odds)
+            model = replace(
+                model,
+                loadings=np.stack([one.loadings for one in factors]),
+                factor_odds=odds,
+                factor_probability=np.array([one.probability for one in factors]),
+            )
             model, more = learned(model)
             rounds += more
     return model, direct, rounds
 
 
 def _factors(
-    blocks: BlocksToLocate, model: TraitModel, options: PleiotropyOptions, panel: float | None
+    blocks: BlocksToLocate,
+    model: TraitModel,
+    options: PleiotropyOptions,
+    panel: float | None,
+    progress: Say | None,
 ) -> list[HeritableFactor]:
-    """The heritable factors that the leads of shared effects show, if any."""
+    """The heritable factors that the leads of shared effects show, if any: the few that there are lie far apart."""
     size = model.masks.sum(axis=1)
-    spread = np.linalg.inv(np.eye(model.traits) - model.T)
+    own = np.eye(model.traits) - model.T  # of total effects: those that no other trait passes on
     n = np.sqrt(model.sample_size)
     effects, weights = [], []
     each = locate(blocks, model, slots=options.max_effects, candidates=options.candidates, panel=panel)
-    for block, _, found in each:
+    for done, (block, _, found) in enumerate(each, start=1):
+        if progress is not None:
+            progress("looking for heritable factors", done, len(blocks))
         G = np.asarray(block.factor, np.float64)
         u = found.mean @ model.forward
         left = block.whitened - G @ u
@@ -168,14 +180,17 @@ def _factors(
                 weights.append(min(shared, 1.0))
     if not effects:
         return []
-    own = np.einsum("lk,cl,li->cki", spread, model.masks[size >= 2] * model.slab[None, :], spread)
-    return find_factors(np.array(effects), np.array(weights), own, model.slab, model.noise / np.outer(n, n))
+    sets = model.masks[size >= 2][:, :, None] * np.diag(model.slab)[None]
+    error = own.T @ (model.noise / np.outer(n, n)) @ own
+    found = find_factors(np.array(effects) @ own, np.array(weights), sets, model.slab, error)
+    spread = np.linalg.inv(own)
+    return [replace(one, loadings=one.loadings @ spread) for one in found]
 
 
 def numbers_of(model: TraitModel) -> dict[str, float]:
     """What was learned, as numbers by name."""
     out: dict[str, float] = {"together": model.together, "follows": model.follows}
-    for name in ("slab", "excess", "offsets", "factor_odds", "mean_direct"):
+    for name in ("slab", "excess", "offsets", "factor_odds", "factor_probability", "mean_direct"):
         out |= {f"{name}_{k}": float(x) for k, x in enumerate(getattr(model, name))}
     out |= {f"sets_{c}": float(x) for c, x in enumerate(numbers_of_sets(model.sets))}
     return out | {f"loadings_{k}": float(x) for k, x in enumerate(model.loadings.ravel())}
@@ -199,6 +214,7 @@ def model_from_numbers(known: dict[str, float], traits: Traits, structure: Struc
         structure.draws,
         read("loadings").reshape(-1, K),
         read("factor_odds"),
+        read("factor_probability"),
         sets_of_numbers(read("sets"), K),
         float(known["together"]),
         read("mean_direct"),

@@ -289,8 +289,12 @@ def _result(
             "log_odds_of_effects_in_ld": model.together,
             "sharing_follows_priors": model.follows,
             "factors": [
-                {"loadings": dict(zip(traits.names, a.tolist(), strict=True)), "prior_odds": float(np.exp(odds))}
-                for a, odds in zip(model.loadings, model.factor_odds, strict=True)
+                {
+                    "loadings": dict(zip(traits.names, a.tolist(), strict=True)),
+                    "prior_odds": float(np.exp(odds)),
+                    "probability": float(p),
+                }
+                for a, odds, p in zip(model.loadings, model.factor_odds, model.factor_probability, strict=True)
             ],
         },
         **extra.record,
