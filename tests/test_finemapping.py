@@ -11,12 +11,13 @@ from scipy.stats import binomtest, multivariate_normal
 
 from deepwas.errors import InputError
 from deepwas.finemapping import FineMapOptions, finemap, finemap_blocks
+from deepwas.finemapping.background import background
 from deepwas.finemapping.block import Task, locate_effects
 from deepwas.finemapping.effects import as_arrays, effect_classes, normal_slab, single_effect
 from deepwas.finemapping.groups import LINKED, cut
 from deepwas.finemapping.pairs import at_most_two
 from deepwas.finemapping.sets import credible_set
-from deepwas.finemapping.trait import _background, learn_slab
+from deepwas.finemapping.trait import learn_slab
 from deepwas.finemapping.weak import weak_effects
 from deepwas.ld import LDBlock
 from deepwas.training.trait import TraitBlock
@@ -258,9 +259,9 @@ def test_effects_that_cannot_be_located_are_found_as_background():
     shares = []
     for _ in range(60):
         rest = rng.normal(size=block.k) * np.sqrt(1.2 + t * signal)
-        shares.append(_background(rest, 1.2, signal, np.zeros((block.k, 0)), 0.0))
+        shares.append(background(rest**2, 1.2, signal))
     assert np.mean(shares) == pytest.approx(t, rel=0.2)
-    none = [_background(rng.normal(size=block.k), 1.0, signal, np.zeros((block.k, 0)), 0.0) for _ in range(60)]
+    none = [background(rng.normal(size=block.k) ** 2, 1.0, signal) for _ in range(60)]
     assert np.mean(np.equal(none, 0)) > 0.7
     assert np.mean(none) < 0.1
     beta = rng.normal(size=m) * np.sqrt(f)

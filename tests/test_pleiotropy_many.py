@@ -70,14 +70,15 @@ def test_sets_out_of_order_are_refused(sets):
 def test_configurations_grow_to_the_sets_that_variants_act_on():
     K = 10
     acting = [(0, 3, 4, 7), (2,), (1, 5, 6, 8, 9), (0, 1)]
-    start = model_of(K)
+    # By independent traits alone one variant for five traits is no likelier than two, in close LD, for one and four.
+    start = model_of(K, excess=np.where(np.arange(K + 1) >= 2, np.arange(K + 1), 0.0))
     blocks = blocks_of(K, acting, 1)
     found = grown(locate(blocks, start, slots=3, candidates=16), start)
     assert {tuple(np.flatnonzero(x)) for x in found.sets} >= set(acting)
     assert len(found.sets) < 255
     np.testing.assert_array_equal(found.sets[:K], np.eye(K, dtype=bool))
     for traits, (_, _, effects) in zip(acting, locate(blocks, found, slots=3, candidates=16), strict=True):
-        assert of_set(found, effects, traits) > 0.9
+        assert of_set(found, effects, traits) > 0.7
     few = grown(locate(blocks, start, slots=3, candidates=16), start, most=K + 8)
     assert len(few.sets) == K + 8
     assert few.sets[:, [0, 3, 4, 7]].sum(axis=1).max() == 4

@@ -348,10 +348,12 @@ def test_a_heritable_factor_is_found_where_there_is_one(confounded):
     effects = np.concatenate([own, through]) + rng.multivariate_normal(np.zeros(3), error, 30 + confounded)
     every = np.ones(len(effects))
     found = find_factors(effects, every, covariances, np.full(3, 4e-4), error)
+    likely = [one for one in found if one.probability > 0.5]
     if not confounded:
-        assert found == []
+        assert likely == []
         return
-    (one,) = found
+    (one,) = likely
+    assert one is found[0]
     assert one.loadings[2] == 0
     assert one.loadings[1] / one.loadings[0] == pytest.approx(-0.75, abs=0.1)
     assert 0.6 * confounded - 1 < one.members < 1.4 * confounded + 2
@@ -367,8 +369,9 @@ def test_several_heritable_factors_are_told_apart():
     effects = np.concatenate([own, rng.normal(size=(12, 1)) * a, rng.normal(size=(8, 1)) * b])
     effects += 1e-3 * rng.normal(size=effects.shape)
     found = find_factors(effects, np.ones(40), covariances, np.full(4, 4e-4), 1e-6 * np.eye(4))
-    assert len(found) == 2
-    for one, true in zip(found, (a, b), strict=True):
+    assert [one.probability > 0.5 for one in found[:3]] == [True, True, False][: len(found)]
+    assert len(found) >= 2
+    for one, true in zip(found[:2], (a, b), strict=True):
         assert abs(one.loadings @ true) > 0.99 * np.linalg.norm(one.loadings) * np.linalg.norm(true)
         assert one.evidence > 0
 

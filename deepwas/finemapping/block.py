@@ -51,6 +51,7 @@ class BlockEffects:
     sets: credible sets.  of_sets: (sets, C), probability that the set's effect exists and is of each class.
     expected: number of effects.  variance: of that number, groups taken for independent.
     close: expected number of pairs of effects in LD r^2 > 0.2.
+    fitted: (k, K), what all effects, reported or not, explain of the whitened z-scores.
     evidence: log of the sum over states of prior odds times Bayes factor, summed over groups given the others' means.
     sweeps: of coordinate ascent.  converged: it, and the rounds over groups, came to rest.
     """
@@ -66,7 +67,8 @@ class BlockEffects:
     evidence: float
     sweeps: int
     converged: bool
-    close: float = 0.0
+    close: float
+    fitted: NDArray[np.floating]
 
     @property
     def inclusion(self) -> NDArray[np.float64]:
@@ -258,4 +260,5 @@ def _one_block(
         int(slots.sweeps),
         bool(slots.converged) and change <= _SETTLED,
         sum(part.close for part in parts),
+        total[: len(task.whitened)],
     )

@@ -42,7 +42,7 @@ def cut(G: NDArray[np.floating], lead: NDArray[np.integer], full: NDArray[np.boo
     free = np.ones(len(which), bool)
     for flat in np.argsort(-among, axis=None, kind="stable"):
         a, b = divmod(int(flat), len(which))
-        if among[a, b] <= CLOSE:
+        if among[a, b] <= LINKED:
             break
         if free[a] and free[b]:
             slots.append((a, b))

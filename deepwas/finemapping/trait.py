@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deepwas.errors import InputError
+from deepwas.finemapping.background import background, squares_left
 from deepwas.finemapping.block import BlockEffects, Task, locate_effects
 from deepwas.finemapping.effects import normal_slab
 from deepwas.finemapping.options import FineMapOptions
@@ -52,9 +53,6 @@ _SETTLED = 0.05  # change of log s
 _LEAP = 2.0  # of log s, at most
 _RAISES = 4  # of a block's noise
 _CLOSE = 0.02  # of its logarithm
-_MOST_BACKGROUND = 2.0  # times the prior's variance: more is no background
-_CLEARLY = 0.5  # nats
-_LEAST_LEFT = 0.1  # of a direction
 _START = 1e-3  # mean pi_j that learning starts from
 
 
@@ -319,7 +317,8 @@ def _locate(
                 signal = size * ((task.factor.astype(np.float64) ** 2) @ f[i])
                 rest = task.whitened[:, 0].astype(np.float64) - task.factor @ (np.sqrt(size) * found[i].mean)
                 leads = task.factor[:, [one.lead for one in found[i].sets]]
-                share = _background(rest, level, signal, leads, found[i].background)
+                before = level + found[i].background * signal
+                share = background(squares_left(rest, leads / np.sqrt(before)[:, None]), level, signal)
                 wanted += share * signal
             found[i] = replace(found[i], noise=level, panel_error=error, background=share)
             if number == _RAISES or np.abs(np.log(wanted / used)).max() < _CLOSE:
@@ -327,25 +326,6 @@ def _locate(
             used = wanted
             (found[i],) = _locate_once([task], [size], [used], slab, settings, shape)
     return found
-
-
-def _background(rest: Floats, noise: float, signal: Floats, leads: NDArray[Any], before: float) -> float:
-    """The t >= 0 at which rest_i ~ N(0, noise + t signal_i) are likeliest; 0 unless clearly likelier than at 0.
-
-    leads: (k, sets), the columns that effects were fitted by: a direction's square is divided by what the fit leaves of
-    it.  before: t the last time, which weighed that fit.
-    """
-    from scipy.optimize import minimize_scalar
-
-    Q, _ = np.linalg.qr(leads / np.sqrt(noise + before * signal)[:, None])
-    squares = rest**2 / np.maximum(1 - np.einsum("ij,ij->i", Q, Q), _LEAST_LEFT)
-
-    def loss(t: float) -> float:
-        D = noise + t * signal
-        return 0.5 * float(np.sum(np.log(D) + squares / D))
-
-    best = minimize_scalar(loss, bounds=(0.0, _MOST_BACKGROUND), method="bounded", options={"xatol": 1e-3})
-    return float(best.x) if loss(0.0) - float(best.fun) > _CLEARLY else 0.0
 
 
 def _locate_once(

@@ -132,9 +132,11 @@ class TraitModel:
     sample_size: (K,), N.  noise: (K, K), C_n.  slab: (K,), s, variances of direct effects.  T: (K, K).
     excess: (K + 1,), psi by number of traits; that of 0 and 1 is 0.  offsets: (K,), a.
     draws: (n, K, K), of T, over which the covariance of effects is averaged; none takes T as exact.
-    loadings: (F, K), a of F heritable factors.  factor_odds: (F,), log prior odds that a variant acts through each, if there
-        is this factor.  factor_probability: (F,), that there is; 1 by default.
+    loadings: (F, K), a of F heritable factors.  factor_odds: (F,), log prior odds that a variant acts through each, if
+        there is this factor.  factor_probability: (F,), that there is; 1 by default.
     mean_direct: (K,), mean d_k, and follows: rho; without mean_direct h is 0.
+    background: (K,), t: effects that cannot be located add t_k s_ik to the noise of trait k in direction i of a block's
+        whitened z-scores, s_ik = sum_j G_ij^2 times the prior variance of j's effect on its z-scores.
     together: log odds by which two effects in LD are likelier than two independent ones, >= 0.
     sets: (C, K) bool, the configurations, small ones first and the K of one trait in order; `first_sets` by default.
     """
@@ -153,6 +155,7 @@ class TraitModel:
     together: float = 0.0
     mean_direct: Floats = field(default_factory=lambda: np.zeros(0))
     follows: float = 1.0
+    background: Floats = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         K = len(self.sample_size)
@@ -167,6 +170,7 @@ class TraitModel:
         for name, default in (
             ("excess", np.zeros(K + 1)),
             ("offsets", np.zeros(K)),
+            ("background", np.zeros(K)),
             ("factor_probability", np.ones(self.factors)),
         ):
             if not len(getattr(self, name)):
@@ -223,6 +227,16 @@ class TraitModel:
     def forward(self) -> Floats:
         """(K, K), u = d forward: effects in units of z-scores of direct effects d."""
         return _spread(self.T) * np.sqrt(self.sample_size)[None, :]
+
+    def signal(self, factor: NDArray[np.floating], direct: Floats) -> Floats:
+        """(k, K), s: by the prior, the variance that all effects together add to each direction of a block."""
+        each = direct @ np.square(self.forward)
+        return np.asarray(np.square(factor, dtype=np.float64) @ each)
+
+    def spread_of_background(self, factor: NDArray[np.floating], direct: Floats) -> Floats:
+        """(k,), the standard deviation of noise and background over that of noise, of the trait where it is largest."""
+        own = self.signal(factor, direct) * (self.background / np.diag(self.noise))[None, :]
+        return np.asarray(np.sqrt(1 + own.max(axis=1)))
 
     def tilt(self, direct: Floats) -> Floats:
         """(m, C), (1 - 1/n) sum_k delta_k log(d_jk / mean d_k) of sets of n >= 2 traits, 0 of others."""

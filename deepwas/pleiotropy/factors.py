@@ -32,26 +32,22 @@ _MOST_FACTORS = 3
 _LEAST_MEMBERS = 1.8
 _LIKELY = 0.5
 _POSSIBLE = 0.02
-_PRIOR_ODDS = 12.0  # that there is one: one in thirty sets of effects without any is then thought to show one
+_PRIOR_ODDS = 12.0, 1.0  # that there is one: one in thirty sets of effects without any is then thought to show one
 _SEEN = 3.0  # standard errors of an effect that a factor's first guess is made of
 
 
 @dataclass(frozen=True, eq=False)
 class HeritableFactor:
-    """loadings: (K,), a; a a^T is the covariance of effects through it; those that other traits
-    pass on may be among them.  members: expected number of them.
+    """loadings: (K,), a; a a^T is the covariance of effects through it.  members: expected number of them.
 
-    evidence: log Bayes factor for it, over own effects and the factors before it.
+    evidence: log Bayes factor for it, over own effects and the factors before it.  probability: that there is this
+    factor, at prior odds of twelve to one for the first, of one to one for others.
     """
 
     loadings: Floats
     members: float
     evidence: float
-
-    @property
-    def probability(self) -> float:
-        """That there is this factor, at prior odds of twelve to one."""
-        return float(expit(self.evidence + log(_PRIOR_ODDS)))
+    probability: float
 
 
 def find_factors(effects: Floats, weights: Floats, sets: Floats, slab: Floats, error: Floats) -> list[HeritableFactor]:
@@ -69,7 +65,7 @@ def find_factors(effects: Floats, weights: Floats, sets: Floats, slab: Floats, e
         return out
     problem = _Problem(effects, weights, sets, slab, error)
     while len(out) < _MOST_FACTORS and (not out or out[-1].probability > _LIKELY):
-        found = problem.best([one.loadings for one in out])
+        found = problem.best([one.loadings for one in out], _PRIOR_ODDS[min(len(out), 1)])
         if found is None or found.probability < _POSSIBLE or found.members < _LEAST_MEMBERS:
             break
         out.append(found)
@@ -93,7 +89,7 @@ class _Problem:
         self.strength = np.square(self.x).sum(axis=1) * weights
         self.seen = np.abs(effects) / np.sqrt(np.diag(error)) > _SEEN
 
-    def best(self, known: list[Floats]) -> HeritableFactor | None:
+    def best(self, known: list[Floats], prior_odds: float) -> HeritableFactor | None:
         """The likeliest further factor."""
         others = np.concatenate([self.of_size, *(self._through(self.half @ a)[None] for a in known)])
         alone = self._mixture(others)[1]
@@ -118,7 +114,8 @@ class _Problem:
                     if new[0] > evidence + 1e-6:
                         (evidence, x, members), support, better = new, other, True
             if best is None or evidence > best.evidence:
-                best = HeritableFactor(np.where(support, np.linalg.solve(self.half, x), 0.0), members, evidence)
+                loadings = np.where(support, np.linalg.solve(self.half, x), 0.0)
+                best = HeritableFactor(loadings, members, evidence, float(expit(evidence + log(prior_odds))))
         return best
 
     def _mixture(self, parts: Floats) -> tuple[Floats, Floats]:

@@ -19,6 +19,9 @@ Effects of different variants lie near one another more often than by chance whe
 of two effects in LD move by the log of their number over that which the prior expects, `_PRIOR_COUNT` added to both,
 and stay at 0 or above. Without them one variant with two effects would stand in for two variants.
 
+What located effects leave of the z-scores says how much background there is of effects that cannot be located
+(`deepwas.finemapping.background`).
+
 Learning starts from some sharing, `_START_SHARE` of the effects: expectation-maximisation leaves a size of which there
 is nearly nothing to start with only slowly, and one that the z-scores speak against at once.
 """
@@ -29,13 +32,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepwas.finemapping.background import background, squares_left
 from deepwas.finemapping.block import BlockEffects, Task, locate_effects
 from deepwas.finemapping.groups import CLOSE
+from deepwas.finemapping.sets import purity
 from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
 
 __all__ = ["Counts", "JointBlock", "Sample", "learn", "locate", "panel_noise"]
@@ -81,6 +86,7 @@ class Counts:
     present: (K,), of p.  kept: (K,), sum d (1 - p) / (1 - pi).  squares: (K,), sum E[D^2].
     sizes: (K + 1,), numbers of variants by number of traits acted on.
     close, chance_close: pairs of effects in LD r^2 > 0.2, of posterior and prior.  tilt: sum of `TraitModel.tilt`.
+    left: of each block what located effects leave of the squares of whitened z-scores, and `TraitModel.signal`.
     """
 
     present: Floats
@@ -90,6 +96,7 @@ class Counts:
     close: float = 0.0
     chance_close: float = 0.0
     tilt: float = 0.0
+    left: list[tuple[Floats, Floats]] = field(default_factory=list)
 
     @classmethod
     def zero(cls, traits: int) -> Counts:
@@ -110,6 +117,10 @@ class Counts:
         if len(model.mean_direct):
             own = found.probability[:, : len(model.sets)]
             self.tilt += float(np.sum(own * model.tilt(block.direct)))
+        G = np.asarray(block.factor, np.float64)
+        spread = model.spread_of_background(G, block.direct)
+        leads = G[:, [one.lead for one in found.sets]] / spread[:, None]
+        self.left.append((squares_left(block.whitened - found.fitted, leads), model.signal(G, block.direct)))
         np.add.at(self.sizes, model.masks.sum(axis=1), found.probability.sum(axis=0))
 
     def update(self, model: TraitModel, start: Floats, sample: Sample | None) -> tuple[TraitModel, float]:
@@ -118,8 +129,11 @@ class Counts:
         step = np.clip(np.log(slab / model.slab), -_LEAP, _LEAP)
         nearer = np.clip(np.log((self.close + _PRIOR_COUNT) / (self.chance_close + _PRIOR_COUNT)), -_LEAP, _LEAP)
         together = float(np.clip(model.together + nearer, 0.0, _MOST_TOGETHER))
-        changed = replace(model, slab=model.slab * np.exp(step), together=together)
-        moved = max(np.abs(step).max(), abs(together - model.together))
+        squares, signal = (np.concatenate(each) for each in zip(*self.left, strict=True))
+        level = np.diag(model.noise)
+        own = np.array([background(squares[:, k], level[k], signal[:, k]) for k in range(model.traits)])
+        changed = replace(model, slab=model.slab * np.exp(step), together=together, background=own)
+        moved = max(np.abs(step).max(), abs(together - model.together), np.abs(own - model.background).max())
         if sample is not None:
             changed, expected = sample.solve(changed, *self.shares())
             before = sample.expected(model)[0][2:]
@@ -236,7 +250,10 @@ def locate(
 
     def one(block: JointBlock) -> tuple[JointBlock, Floats, BlockEffects]:
         odds = model.log_odds(block.direct, block.shared)
-        task, level, used = Task(block.factor, block.whitened, odds), model.noise, classes
+        level, used = model.noise, classes
+        spread = model.spread_of_background(block.factor, block.direct)[:, None] if model.background.any() else None
+        G, y = (x if spread is None else x / spread.astype(x.dtype) for x in (block.factor, block.whitened))
+        task = Task(G, y, odds)
         for number in range(_RAISES + 1):
             if number:
                 used = replace(model, noise=level).classes
@@ -255,6 +272,9 @@ def locate(
             if np.abs(np.log(np.diag(wanted) / np.diag(level))).max() < _SETTLED:
                 break
             level = wanted
+        if spread is not None:
+            sets = [replace(one, purity=purity(block.factor, one.variants)) for one in found.sets]
+            found = replace(found, sets=sets, fitted=found.fitted * spread)
         return block, odds, _doubted(found, model)
 
     each = iter(blocks)
@@ -282,7 +302,8 @@ def _doubted(found: BlockEffects, model: TraitModel) -> BlockEffects:
     for array in (probability, of_sets):
         own = array[:, C:] * doubt[None, :]
         array[:, C:] -= own
-        np.add.at(array, (slice(None), model.moved_by_factors), own)
+        for column, c in zip(own.T, model.moved_by_factors.tolist(), strict=True):
+            array[:, c] += column
     return replace(found, probability=probability, of_sets=of_sets)
 
 

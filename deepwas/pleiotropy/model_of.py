@@ -182,15 +182,15 @@ def _factors(
         return []
     sets = model.masks[size >= 2][:, :, None] * np.diag(model.slab)[None]
     error = own.T @ (model.noise / np.outer(n, n)) @ own
-    found = find_factors(np.array(effects) @ own, np.array(weights), sets, model.slab, error)
+    factors = find_factors(np.array(effects) @ own, np.array(weights), sets, model.slab, error)
     spread = np.linalg.inv(own)
-    return [replace(one, loadings=one.loadings @ spread) for one in found]
+    return [replace(one, loadings=one.loadings @ spread) for one in factors]
 
 
 def numbers_of(model: TraitModel) -> dict[str, float]:
     """What was learned, as numbers by name."""
     out: dict[str, float] = {"together": model.together, "follows": model.follows}
-    for name in ("slab", "excess", "offsets", "factor_odds", "factor_probability", "mean_direct"):
+    for name in ("slab", "excess", "offsets", "factor_odds", "factor_probability", "mean_direct", "background"):
         out |= {f"{name}_{k}": float(x) for k, x in enumerate(getattr(model, name))}
     out |= {f"sets_{c}": float(x) for c, x in enumerate(numbers_of_sets(model.sets))}
     return out | {f"loadings_{k}": float(x) for k, x in enumerate(model.loadings.ravel())}
@@ -219,4 +219,5 @@ def model_from_numbers(known: dict[str, float], traits: Traits, structure: Struc
         float(known["together"]),
         read("mean_direct"),
         float(known["follows"]),
+        read("background"),
     )
