@@ -316,5 +316,5 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     coverage.set_xticks(range(len(SCENARIOS)), list(SCENARIOS), fontsize=8)
     coverage.set_xlim(-0.5, len(SCENARIOS) - 0.5)
     coverage.set_title("Coverage of 95% intervals (± 2 SE)", fontsize=10)
-    coverage.legend(frameon=False, fontsize=8)
+    coverage.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, format="png", dpi=110)

@@ -32,7 +32,7 @@ v ~ N(0, 1) and loadings a, that acts on no trait directly (`deepwas.pleiotropy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 
@@ -181,6 +181,16 @@ class TraitModel:
         """K."""
         return len(self.sample_size)
 
+    def believed(self) -> TraitModel:
+        """The same with the factors that are likelier than not, for certain, and no others."""
+        keep = self.factor_probability > 0.5
+        return replace(
+            self,
+            loadings=self.loadings.reshape(self.factors, self.traits)[keep],
+            factor_odds=self.factor_odds[keep],
+            factor_probability=np.ones(int(keep.sum())),
+        )
+
     @cached_property
     def masks(self) -> NDArray[np.bool_]:
         """(C + F, K), traits acted on directly: the configurations, then the factors, which act on none."""
@@ -232,6 +242,11 @@ class TraitModel:
         """(k, K), s: by the prior, the variance that all effects together add to each direction of a block."""
         each = direct @ np.square(self.forward)
         return np.asarray(np.square(factor, dtype=np.float64) @ each)
+
+    def draw_background(self, factor: NDArray[np.floating], direct: Floats, rng: np.random.Generator) -> Floats:
+        """(k, K), background of whitened z-scores at random."""
+        spread = np.sqrt(self.signal(factor, direct) * self.background[None, :])
+        return np.asarray(spread * rng.normal(size=spread.shape))
 
     def spread_of_background(self, factor: NDArray[np.floating], direct: Floats) -> Floats:
         """(k,), the standard deviation of noise and background over that of noise, of the trait where it is largest."""

@@ -9,9 +9,9 @@ trait k as the z-scores show: how many effects a trait has by chance says nothin
 
 The bound that learning climbs has no chi-square null, so the null distribution is simulated: on the same blocks, with
 the same factors G, direct effects are drawn from their priors, D_jk = delta_jk N(0, s_k) with P(delta_jk = 1) = pi_jk,
-and z-scores whitened as the data's are, y = G D (I - T)^-1 diag(sqrt N) + E with rows E_i ~ N(0, C_n); effects are
-located in them as in the data. Of n draws, p = (1 + number of statistics >= the data's) / (1 + n): never below
-1 / (1 + n).
+and z-scores whitened as the data's are, y = G D (I - T)^-1 diag(sqrt N) + E with rows E_i ~ N(0, C_n) and the model's
+background; effects are located in them as in the data. Of n draws, p = (1 + number of statistics >= the data's) /
+(1 + n): never below 1 / (1 + n).
 
 Slabs, T and C_n are held at their estimates in all draws, so the test is exact up to their error.
 Source: Davison & Hinkley 1997, section 4.2.
@@ -105,7 +105,8 @@ def sharing_test(
 ) -> SharingTest:
     """Test psi = 0 on some LD blocks, over all traits and for every two.
 
-    model: its psi is set to 0 here.  draws: of the bootstrap; 19 allow p = 0.05 at least, 99 p = 0.01.
+    model: its psi is set to 0 here, and factors that are less likely than not are left out.
+    draws: of the bootstrap; 19 allow p = 0.05 at least, 99 p = 0.01.
     rounds: in which slabs are learned under psi = 0; 0 keeps the model's.  The rest as for `locate`.
     progress: called as progress(passes over the blocks done, passes of all).
     Cost: 1 + rounds + draws passes over the blocks.
@@ -116,7 +117,7 @@ def sharing_test(
         raise InputError(f"sharing is tested between two traits or more, on one LD block or more; got {model.traits}.")
     settings: dict[str, Any] = {"slots": slots, "candidates": candidates, "panel": panel}
     K, total = model.traits, rounds + 1 + draws
-    null = replace(model, excess=np.zeros(K + 1), offsets=np.zeros(K), follows=1.0)
+    null = replace(model.believed(), excess=np.zeros(K + 1), offsets=np.zeros(K), follows=1.0)
     if rounds:
         null, _ = learn(blocks, null, share=False, rounds=rounds, **settings)
     done = rounds
@@ -202,6 +203,7 @@ def draw_without_sharing(
         u += (acts * rng.normal(size=m))[:, None] * (a * np.sqrt(model.sample_size))[None, :]
     level = model.noise if panel is None else panel_noise(model.noise, u.T @ u / panel)
     noise = rng.normal(size=(k, K)) @ np.linalg.cholesky(level).T
+    noise += model.draw_background(block.factor, block.direct, rng)
     return np.asarray(np.asarray(block.factor, np.float64) @ u + noise, block.whitened.dtype)
 
 

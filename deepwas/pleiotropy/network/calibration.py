@@ -2,14 +2,15 @@
 
     delta_j ~ the learned configuration model,   u_j | delta_j ~ N(0, V_delta),   y = G U + E,   E ~ N(0, I, C_n),
 
-y (k, K) the whitened z-scores of a block with factor G. This shows whether the probabilities mean what they say *if the
-model holds*: it measures what inference approximates, not what the model leaves out. With LD of a panel of n people the
-noise of every direction rises by U^T U / n, as the first pass assumes it does.
+y (k, K) the whitened z-scores of a block with factor G, and the model's background beside them. This shows whether the
+probabilities mean what they say *if the model holds*: it measures what inference approximates, not what the model
+leaves out. With LD of a panel of n people the noise of every direction rises by U^T U / n, as the first pass assumes it
+does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +69,6 @@ def calibration_report(
     scored: Sequence[slice] | None = None,
     chromosomes: Sequence[str] | None = None,
     annotations: Callable[[slice], NDArray[np.floating]] | None = None,
-    log_odds: Callable[[JointBlock], Floats] | None = None,
     n_blocks: int = 40,
     draws: int = 1,
     slots: int = 10,
@@ -79,34 +79,41 @@ def calibration_report(
 ) -> CalibrationReport:
     """Simulate `draws` data sets on at most n_blocks of the blocks, evenly spread, and classify them.
 
+    model: factors that are less likely than not are left out.
     scored, chromosomes: of each block, for `block_features`.  annotations: of the rows of a block, where the networks
-    read any.  log_odds: of a block, (m, C + F), that effects are drawn from; by default the
-    model's.
-    slots, candidates, panel: as for `locate`, which takes one first pass a block and draw.
+    read any.  slots, candidates, panel: as for `locate`, which takes one pass a block and draw.
     """
     if n_blocks < 1 or draws < 1 or not blocks:
         raise InputError(f"n_blocks is {n_blocks}, draws {draws}, and {len(blocks)} LD blocks are given: 1 at least.")
     some = np.unique(np.linspace(0, len(blocks) - 1, min(n_blocks, len(blocks))).astype(int)).tolist()
+    model = model.believed()
+    drawn: list[tuple[int, NDArray[np.bool_]]] = []
+
+    def simulated() -> Iterator[JointBlock]:
+        for i in some:
+            block = blocks[i]
+            odds = model.log_odds(block.direct, block.shared)
+            for draw in range(draws):
+                rng = np.random.default_rng([seed, 97, i, draw])
+                data, truth = draw_block(block, odds, model, rng, panel=panel)
+                drawn.append((i, truth))
+                yield data
+
     found: list[BlockFeatures] = []
-    for i in some:
-        block = blocks[i]
-        odds = model.log_odds(block.direct, block.shared) if log_odds is None else log_odds(block)
-        for draw in range(draws):
-            rng = np.random.default_rng([seed, 97, i, draw])
-            simulated, truth = draw_block(block, odds, model, rng, panel=panel)
-            ((_, used, effects),) = locate([simulated], model, slots=slots, candidates=candidates, panel=panel)
-            features = block_features(
-                simulated,
-                used,
-                effects,
-                model,
-                scored=None if scored is None else scored[i],
-                chromosome="" if chromosomes is None else chromosomes[i],
-                annotations=None if annotations is None else annotations(block.rows),
-            )
-            found.append(replace(features, truth=truth))
-            if progress is not None:
-                progress(len(found), len(some) * draws)
+    for data, used, effects in locate(simulated(), model, slots=slots, candidates=candidates, panel=panel):
+        i, truth = drawn[len(found)]
+        features = block_features(
+            data,
+            used,
+            effects,
+            model,
+            scored=None if scored is None else scored[i],
+            chromosome="" if chromosomes is None else chromosomes[i],
+            annotations=None if annotations is None else annotations(data.rows),
+        )
+        found.append(replace(features, truth=truth))
+        if progress is not None:
+            progress(len(found), len(some) * draws)
     p = np.concatenate([b.posterior[b.scored] for b in found])
     truth = np.concatenate([np.asarray(b.truth)[b.scored] for b in found])
     return CalibrationReport({"P_PLEIOTROPY": p}, truth, found)
@@ -128,6 +135,7 @@ def draw_block(
         noise = panel_noise(noise, u.T @ u / panel)
     k = len(block.whitened)
     y = np.asarray(block.factor, np.float64) @ u + rng.normal(size=(k, model.traits)) @ np.linalg.cholesky(noise).T
+    y += model.draw_background(block.factor, block.direct, rng)
     several = np.zeros(len(log_odds), bool)
     several[acting] = model.masks[chosen[acting]].sum(axis=1) >= 2
     return replace(block, whitened=y.astype(block.whitened.dtype)), several
