@@ -175,3 +175,52 @@ def test_a_trait_without_effects_keeps_its_slab_in_range():
     model, _ = learn(silent, start, rounds=4)
     assert model.slab[1] < 100 * start.slab[1]
     assert np.isfinite(model.excess).all()
+
+
+def test_effects_through_a_factor_in_doubt_are_own_ones_in_part():
+    blocks, _, start = simulated(True, 5, blocks=6)
+    through = {"loadings": np.array([[0.02, 0.02]]), "factor_odds": np.array([-4.0])}
+    sure = replace(start, **through)
+    doubted = replace(sure, factor_probability=np.array([0.3]))
+    np.testing.assert_array_equal(sure.factor_probability, [1.0])
+    assert sure.believed().factors == 1
+    assert doubted.believed().factors == 0
+    np.testing.assert_array_equal(doubted.moved_by_factors, [2])
+    moved = 0.0
+    for (_, _, a), (_, _, b) in zip(locate(blocks, sure), locate(blocks, doubted), strict=True):
+        np.testing.assert_allclose(b.probability[:, 3], 0.3 * a.probability[:, 3])
+        np.testing.assert_allclose(b.probability[:, 2], a.probability[:, 2] + 0.7 * a.probability[:, 3])
+        np.testing.assert_allclose(b.of_sets.sum(axis=1), a.of_sets.sum(axis=1))
+        moved += a.probability[:, 3].sum()
+    assert moved > 0.1
+    # Of three traits, one moved through another and little by itself: the two that it moves most.
+    T = np.zeros((3, 3))
+    T[0, 2] = 0.5
+    three = TraitModel(np.full(3, 1e5), np.eye(3), np.full(3, 4e-4), T)
+    for own, traits in (([0.02, 0.01, 0.0], [0, 1]), ([0.02, 0.001, 0.0], [0, 1]), ([0.02, -0.01, 0.02], [0, 1, 2])):
+        model = replace(three, loadings=(np.array(own) @ np.linalg.inv(np.eye(3) - T))[None], factor_odds=np.zeros(1))
+        assert np.flatnonzero(model.sets[model.moved_by_factors[0]]).tolist() == traits
+
+
+def test_dense_weak_effects_are_background_and_raise_the_noise():
+    rng = np.random.default_rng(6)
+    blocks, _, start = simulated(True, 6, blocks=24)
+    dense = []
+    for block in blocks:
+        weak = rng.normal(size=block.direct.shape) * np.sqrt(block.direct * 1e5)
+        y = block.factor @ weak + rng.multivariate_normal(np.zeros(2), start.noise, size=len(block.factor))
+        dense.append(replace(block, whitened=y))
+    model, _ = learn(dense, start, rounds=4, share=False)
+    assert (model.background > 0.5).all()
+    quiet = [replace(b, whitened=rng.multivariate_normal(np.zeros(2), start.noise, size=len(b.factor))) for b in blocks]
+    none, _ = learn(quiet, start, rounds=4, share=False)
+    assert (none.background < 0.2).all()
+    inside = sum(found.expected for _, _, found in locate(dense, model))
+    assert inside < 0.5 * sum(found.expected for _, _, found in locate(dense, replace(model, background=np.zeros(2))))
+    # The noise of a direction is raised by what all effects together add to it.
+    block, only = dense[0], replace(model, background=np.array([0.0, 0.5]))
+    added = np.square(block.factor) @ block.direct[:, 1] * 1e5
+    wanted = np.sqrt(1 + 0.5 * added / model.noise[1, 1])
+    np.testing.assert_allclose(only.spread_of_background(block.factor, block.direct), wanted)
+    drawn = np.stack([only.draw_background(block.factor, block.direct, rng) for _ in range(4000)])
+    np.testing.assert_allclose(drawn.var(axis=0), np.column_stack([0 * added, 0.5 * added]), rtol=0.15)

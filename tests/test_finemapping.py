@@ -372,3 +372,23 @@ def test_classes_must_be_covariances():
     np.testing.assert_allclose(np.einsum("cij,cjk->cik", project, root), [np.diag(g) for g in gain], atol=1e-10)
     np.testing.assert_array_equal(own, root)
     assert traits.tolist() == [[1, 0], [0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(("r", "first", "second", "seed"), [(0.97, 9, 7, 1), (0.985, 12, 6, 1), (0.985, 15, 7, 0)])
+def test_two_effects_are_seen_behind_one_on_both_traits(r, first, second, seed):
+    """One variant for both traits is a likely first guess, as sets of traits are many; few candidates hold the pair."""
+    K, m, rng = 5, 20, np.random.default_rng(seed)
+    sets = np.array([[c >> k & 1 for k in range(K)] for c in range(1, 2**K)])
+    shared = sets.sum(axis=1) >= 2
+    classes = effect_classes(60.0 * sets[:, :, None] * np.eye(K), np.eye(K))
+    odds = np.broadcast_to(np.where(shared, -11.0, -7.5), (m, len(sets)))
+    G = factor(ld(m, r))
+    y = rng.normal(size=(m, K))
+    y[:, 0] += first * G[:, 6]
+    y[:, 1] -= second * G[:, 13]
+    few, most = (locate_effects([Task(G, y, odds)], classes, candidates=n, slots=1)[0] for n in (48, 256))
+    assert most.probability[:, shared].sum() < 0.5
+    assert few.probability[:, shared].sum() == pytest.approx(most.probability[:, shared].sum(), abs=0.1)
+    assert few.expected == pytest.approx(most.expected, abs=0.05)
+    assert few.close == pytest.approx(few.expected - 1, abs=0.1)
+    np.testing.assert_allclose(few.fitted, G @ few.mean, atol=1e-6)
