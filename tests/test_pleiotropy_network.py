@@ -379,5 +379,5 @@ def test_metrics_are_their_definitions():
     assert reliability(p, truth, above=0.5).error == pytest.approx((2 * 0.3 + 0.1) / 3)
     assert figures(np.zeros(0), np.zeros(0))["auprc"] is None
     drawn = np.random.default_rng(0).random(20_000)
-    calibrated = CalibrationReport({"P_PLEIOTROPY": drawn}, np.random.default_rng(1).random(20_000) < drawn, [])
+    calibrated = CalibrationReport({"P_PLEIOTROPY": drawn}, np.random.default_rng(1).random(20_000) < drawn, 3, [])
     assert calibrated.as_dict()["P_PLEIOTROPY"]["calibration_error"] < 0.015

@@ -13,12 +13,13 @@ from deepwas.cli import main
 from deepwas.errors import InputError
 from deepwas.ld import LDBlock
 from deepwas.ld.write import write_ld
-from deepwas.pleiotropy import PleiotropyOptions, TraitEffects, classify, learning
+from deepwas.pleiotropy import PleiotropyOptions, TraitEffects, beside, classify, learning
 from deepwas.pleiotropy import joint as joint_module
 from deepwas.pleiotropy import run as run_module
 from deepwas.pleiotropy.calls import classify_probabilities
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.factors import find_factors
+from deepwas.pleiotropy.genome import read_trait_effects
 from deepwas.pleiotropy.learning import JointBlock, locate
 from deepwas.posterior import progress as computed_parts
 from deepwas.runs import Fit
@@ -249,7 +250,10 @@ def test_the_command_goes_on_to_the_same_files(world, found, monkeypatch, capsys
             raise KeyboardInterrupt
         return real(*arguments)
 
+    simulated = []
+    compute = beside._compute
     monkeypatch.setattr(run_module, "loci_of", counted)
+    monkeypatch.setattr(beside, "_compute", lambda *a: simulated.append(1) or compute(*a))
     monkeypatch.setattr(computed_parts, "_SECONDS", 0.0)
     assert call(*command) == 130
     assert {p.name for p in out.iterdir()} == {"pleiotropy.json", "pleiotropy.partial.h5"}
@@ -259,6 +263,7 @@ def test_the_command_goes_on_to_the_same_files(world, found, monkeypatch, capsys
     assert "other inputs, options or version" in capsys.readouterr().err
     assert call(*command, "--resume") == 0
     assert located[1] == located[2]
+    assert simulated == [1]
     assert sorted(located[2:] + located[:1]) == [SIZE * i for i in range(BLOCKS)]
     said = " ".join("".join(capsys.readouterr()).split())
     for text in ("Noise correlation", "Effects of trait on trait", "Loci", "0.4 ± 0.01"):
@@ -322,6 +327,40 @@ def test_tables_of_structure_that_lack_something_are_refused(world, tmp_path):
         classify(priors, world.store, sumstats=z, trait_effects=given, options=PleiotropyOptions(vertical=False))
     with pytest.raises(InputError, match="draws is 1; at least 2"):
         PleiotropyOptions(draws=1)
+
+
+def test_a_table_of_trait_effects_says_how_sure_it_is(tmp_path):
+    def read(frame):
+        frame.write_csv(tmp_path / "T.tsv", separator="\t", null_value="NA")
+        return read_trait_effects(tmp_path / "T.tsv", ("a", "b", "c"))
+
+    rows = {"CAUSE": ["a", "b", "c"], "EFFECT": ["b", "c", "a"], "T": [0.4, 0.2, 0.0], "SE": [0.01, 0.02, None]}
+    more = {"ESTIMATE": [0.4, 0.2, 0.3], "ESTIMATE_SE": [0.01, 0.02, 0.03], "PROBABILITY": [1.0, 0.6, 0.25]}
+    certain = read(pl.DataFrame(rows))
+    np.testing.assert_array_equal(certain.probability, certain.T != 0)
+    found = read(pl.DataFrame(rows | more))
+    there = (found.draws(2000, seed=1) != 0).mean(axis=0)
+    np.testing.assert_allclose([there[0, 1], there[1, 2], there[2, 0]], [1.0, 0.6, 0.25], atol=0.05)
+    assert there.sum() == pytest.approx(there[0, 1] + there[1, 2] + there[2, 0])
+    some = read(pl.DataFrame(rows | {"PROBABILITY": [None, 0.6, 0.25]}))
+    np.testing.assert_array_equal(some.probability, [[0, 1, 0], [0, 0, 0.6], [0, 0, 0]])
+    with pytest.raises(InputError, match=r"T\.tsv: column PROBABILITY holds 1\.2; give 0 to 1"):
+        read(pl.DataFrame(rows | {"PROBABILITY": [1.0, 1.2, 0.0]}))
+
+
+def test_variants_without_a_prior_are_refused_or_have_no_effect(world, tmp_path):
+    priors, z = inputs(world)
+    some = {name: tmp_path / f"{name}.tsv" for name in priors}
+    for name, path in some.items():
+        lines = priors[name].read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(lines[:-3]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"a: no prior for 3 of the .* --missing-prior zero"):
+        classify(some, world.store, sumstats=z)
+    table = joint_module.read_traits(some, world.store, z, "zero")
+    assert (table.f[-3:] == 0).all()
+    assert (table.f[:-3] > 0).all()
+    with pytest.raises(InputError, match="missing_prior is 'mean'; it is refuse or zero"):
+        PleiotropyOptions(missing_prior="mean")
 
 
 def test_names_come_from_folders(tmp_path):

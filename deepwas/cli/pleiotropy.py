@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from deepwas.errors import InputError
 
 if TYPE_CHECKING:
     from deepwas.pleiotropy.run import Pleiotropy
+    from deepwas.posterior.options import MissingPrior
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +41,9 @@ def pleiotropy(
             show_default=False,
         ),
     ] = None,
+    missing_prior: Annotated[
+        str, typer.Option(help="Variants that a table of priors lacks: refuse, or zero (they have no effect).")
+    ] = "refuse",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted one in --out.")] = False,
     noise_correlation: Annotated[
         Path | None,
@@ -117,6 +121,7 @@ def pleiotropy(
             max_effects=max_effects,
             coverage=coverage,
             candidates=candidates,
+            missing_prior=cast("MissingPrior", missing_prior),
             network=network,
             calibration_blocks=calibration_blocks,
             bootstrap=bootstrap,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.joint import JointBlocks
 from deepwas.pleiotropy.model_of import BlocksToLocate
 from deepwas.pleiotropy.options import PleiotropyOptions
+from deepwas.posterior.progress import Computed
 
 if TYPE_CHECKING:
     from deepwas.pleiotropy.network import CalibrationReport, Labels
@@ -24,6 +26,9 @@ __all__ = ["Beside", "beside_of"]
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
 
+Corrections = list[NDArray[np.float32]] | None
+
+_TEST, _ALL = "sharing_test", "beside"  # what is kept
 _BLOCKS = 30  # simulated to teach the networks, where calibration has none
 
 
@@ -49,14 +54,39 @@ def beside_of(
     options: PleiotropyOptions,
     labels: Labels | None,
     how: dict[str, Any],
+    computed: Computed,
     say: Progress,
-) -> tuple[Beside, list[NDArray[np.float32]] | None]:
-    """Test of sharing, networks and calibration; and the networks' corrections by block, if they are any use."""
+) -> tuple[Beside, Corrections]:
+    """Test of sharing, networks and calibration; and the networks' corrections by block, if they are any use.
+
+    computed: keeps the test, and then all of it: an interrupted classification does not compute it again.
+    """
+    if (kept := computed.kept(_ALL)) is not None:
+        return _read(*kept)
+    found, shared = _compute(store, names, joint, blocks, model, options, labels, how, computed, say)
+    computed.keep(_ALL, *_written(found, shared))
+    return found, shared
+
+
+def _compute(
+    store: LDStore,
+    names: Sequence[str],
+    joint: JointBlocks,
+    blocks: BlocksToLocate,
+    model: TraitModel,
+    options: PleiotropyOptions,
+    labels: Labels | None,
+    how: dict[str, Any],
+    computed: Computed,
+    say: Progress,
+) -> tuple[Beside, Corrections]:
     from deepwas.pleiotropy.network import calibration_report
     from deepwas.pleiotropy.sharing_test import sharing_test
 
     record: dict[str, Any] = {"sharing_test": None, "network": None, "calibration": None}
-    if options.bootstrap:
+    if (tested_before := computed.kept(_TEST)) is not None:
+        record["sharing_test"] = json.loads(tested_before[0])
+    elif options.bootstrap:
         tested = sharing_test(
             blocks.some(options.learn_blocks),
             model,
@@ -66,6 +96,7 @@ def beside_of(
             **how,
         )
         record["sharing_test"] = tested.as_dict(names)
+        computed.keep(_TEST, json.dumps(record["sharing_test"]), {})
     scored = [joint.scored(i) for i in range(len(joint))]
     chromosomes = [str(store.variants["CHR"][joint.rows(i).start]) for i in range(len(joint))]
     report = None
@@ -124,3 +155,29 @@ def beside_of(
     if report is not None and options.calibration_blocks:
         record["calibration"] = report.as_dict()
     return Beside(report if options.calibration_blocks else None, score, record, notes), shared
+
+
+def _written(found: Beside, shared: Corrections) -> tuple[str, dict[str, NDArray[Any]]]:
+    """As text and arrays; `_read` reads them."""
+    report = found.calibration
+    arrays: dict[str, NDArray[Any]] = {"score": found.score}
+    if report is not None:
+        arrays |= {"truth": report.truth} | {f"p_{name}": p for name, p in report.probability.items()}
+    if shared is not None:
+        arrays |= {"sizes": np.array([len(x) for x in shared]), "shared": np.concatenate(shared)}
+    number = None if report is None else report.number
+    return json.dumps({"record": found.record, "notes": found.notes, "blocks": number}), arrays
+
+
+def _read(text: str, arrays: dict[str, NDArray[Any]]) -> tuple[Beside, Corrections]:
+    from deepwas.pleiotropy.network import CalibrationReport
+
+    known = json.loads(text)
+    report = None
+    if known["blocks"] is not None:
+        probability = {name[2:]: p for name, p in arrays.items() if name.startswith("p_")}
+        report = CalibrationReport(probability, arrays["truth"], known["blocks"], [])
+    shared = None
+    if "shared" in arrays:
+        shared = np.split(arrays["shared"], np.cumsum(arrays["sizes"])[:-1])
+    return Beside(report, arrays["score"], known["record"], known["notes"]), shared

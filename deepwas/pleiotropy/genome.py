@@ -26,6 +26,7 @@ Say = Callable[[str, int, int], None]
 
 _SAME = 0.98  # genetic correlation above which, known well, two traits are one
 _WELL = 0.05
+_OF_EDGES = ("T", "SE", "ESTIMATE", "ESTIMATE_SE", "PROBABILITY")  # columns of numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,21 +146,37 @@ def read_noise(path: PathLike, names: tuple[str, ...]) -> Floats:
 
 
 def read_trait_effects(path: PathLike, names: tuple[str, ...]) -> TraitEffects:
-    """T from a table CAUSE EFFECT T SE, as trait_effects.tsv; pairs that are not there have none."""
+    """T from a table CAUSE EFFECT T SE, as trait_effects.tsv; pairs that are not there have none.
+
+    PROBABILITY, where there is the column, is how likely an effect is there, 1 where it is empty; with ESTIMATE and
+    ESTIMATE_SE also of effects whose T is 0.
+    """
     frame = _table(path, ("CAUSE", "EFFECT", "T"), "effects of trait on trait")
-    T, errors = np.zeros((2, len(names), len(names)))
-    errors[:] = np.nan
+    K = len(names)
+    found = {column: np.full((K, K), np.nan) for column in _OF_EDGES}
     place = {name: k for k, name in enumerate(names)}
-    with_errors = "SE" in frame.columns
     for row in frame.iter_rows(named=True):
         for column in ("CAUSE", "EFFECT"):
             if row[column] not in place:
                 raise InputError(f"{path}: column {column}: {row[column]!r} is no trait here: {', '.join(names)}.")
         here = place[row["CAUSE"]], place[row["EFFECT"]]
-        T[here] = row["T"] or 0.0
-        errors[here] = row["SE"] if with_errors and row["SE"] is not None else np.nan
+        for column in _OF_EDGES:
+            value = row.get(column)
+            found[column][here] = np.nan if value is None else value
+    T = np.nan_to_num(found["T"])
+    errors = found["SE"] if "SE" in frame.columns else None
+    known: dict[str, Floats] = {}
+    if "PROBABILITY" in frame.columns:
+        chance = found["PROBABILITY"]
+        if ((chance < 0) | (chance > 1)).any():
+            raise InputError(
+                f"{path}: column PROBABILITY holds {chance[(chance < 0) | (chance > 1)][0]:g}; give 0 to 1."
+            )
+        known = {"probability": np.where(np.isnan(chance), (T != 0).astype(np.float64), chance)}
+        if {"ESTIMATE", "ESTIMATE_SE"} <= set(frame.columns):
+            known |= {"estimate": found["ESTIMATE"], "estimate_error": found["ESTIMATE_SE"]}
     try:
-        return TraitEffects.given(T, errors if with_errors else None, names=names)
+        return TraitEffects.given(T, errors, names=names, **known)
     except InputError as error:
         raise InputError(f"{path}: {error} (column SE)") from error
 
@@ -172,6 +189,6 @@ def _table(path: PathLike, needed: tuple[str, ...], what: str) -> pl.DataFrame:
             f"{path}: column {', '.join(missing)} is missing; found {' '.join(frame.columns[:12])}. A table of {what} "
             f"has {' '.join(needed)}."
         )
-    numbers: list[Any] = [x for x in ("NOISE", "T", "SE") if x in frame.columns]
+    numbers: list[Any] = [x for x in ("NOISE", *_OF_EDGES) if x in frame.columns]
     texts = [pl.col(x).cast(pl.String) for x in needed if x not in numbers]
     return frame.select(*texts, *(numeric_column(frame, x, str(path)).alias(x) for x in numbers))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from deepwas.errors import InputError
 from deepwas.likelihood.factor import Factor, encode_factor
 from deepwas.pleiotropy.options import MOST_AT_ONCE
-from deepwas.posterior.options import PosteriorOptions
+from deepwas.posterior.options import MissingPrior, PosteriorOptions
 from deepwas.posterior.source import Source, source_of
 from deepwas.runs import Fit, load_fit
 from deepwas.tally import Tally
@@ -88,7 +88,12 @@ def _name_of(one: Any, i: int) -> str:
     return f"trait{i + 1}"
 
 
-def read_traits(runs: Mapping[str, Any], store: LDStore, sumstats: Mapping[str, Any] | None = None) -> Traits:
+def read_traits(
+    runs: Mapping[str, Any],
+    store: LDStore,
+    sumstats: Mapping[str, Any] | None = None,
+    missing_prior: MissingPrior = "refuse",
+) -> Traits:
     """Priors and z-scores of traits, by name.
 
     runs: finished runs or their folders; or tables of priors, whose z-scores are in `sumstats` under the same name.
@@ -102,7 +107,7 @@ def read_traits(runs: Mapping[str, Any], store: LDStore, sumstats: Mapping[str, 
     sources: dict[str, Source] = {}
     for name, one in opened.items():
         try:
-            sources[name] = source_of(one, store, z_of.get(name), PosteriorOptions())
+            sources[name] = source_of(one, store, z_of.get(name), PosteriorOptions(missing_prior=missing_prior))
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     names, M = tuple(sources), store.n_variants

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from deepwas.errors import InputError
+from deepwas.posterior.options import MissingPrior
 
 __all__ = ["MOST_AT_ONCE", "PleiotropyOptions"]
 
@@ -27,6 +28,7 @@ class PleiotropyOptions:
     calibration_blocks: LD blocks, at most, on which data are simulated under the fitted model and classified, to see
     whether probabilities mean what they say; 0 for none.
     bootstrap: draws of the test that variants are shared beyond chance, on the learning blocks; 0 for no test.
+    missing_prior: of variants that a table of priors lacks: 'refuse', or 'zero': they have no effect.
     hops_permutations: of the HOPS scores' null, 0 for the theoretical one.  seed: of everything random.
     """
 
@@ -44,6 +46,7 @@ class PleiotropyOptions:
     network: bool = False
     calibration_blocks: int = 30
     bootstrap: int = 0
+    missing_prior: MissingPrior = "refuse"
     hops_permutations: int = 0
     seed: int = 0
 
@@ -54,6 +57,8 @@ class PleiotropyOptions:
         ).items():
             if getattr(self, name) < value:
                 raise InputError(f"{name} is {getattr(self, name)}; at least {value} is needed.")
+        if self.missing_prior not in get_args(MissingPrior):
+            raise InputError(f"missing_prior is {self.missing_prior!r}; it is refuse or zero.")
         for name in ("fdr", "threshold", "coverage"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0 and below 1.")

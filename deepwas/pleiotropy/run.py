@@ -119,7 +119,7 @@ def classify(
         of a run, a table of priors (CHR BP A1 A2 SNPVAR), with its z-scores in `sumstats` under the trait's name.
     ld: the LD store of the runs.
     noise_correlation: (K, K), or a table TRAIT_1 TRAIT_2 NOISE, instead of an estimate.
-    trait_effects: instead of an estimate; or a table CAUSE EFFECT T SE.
+    trait_effects: instead of an estimate; or a table CAUSE EFFECT T SE, with PROBABILITY if an effect is not certain.
     labels: what is known of variants, or a table as data_specs/pleiotropy_labels.schema.json has it; with
         options.network only. A mixture labels the others that it is sure of.
     out: folder to write (see `Pleiotropy.write`); what is computed is kept there every 20 seconds.
@@ -133,28 +133,29 @@ def classify(
     say = progress or (lambda *_: None)
     given = named(runs, "runs")
     store = ld if isinstance(ld, LDStore) else open_ld(ld)
-    traits = read_traits(given, store, sumstats)
-    if trait_effects is not None and not options.vertical:
-        raise InputError("trait_effects are given and vertical is False: T is one or the other. Leave one out.")
-    noise = noise_correlation
-    if isinstance(noise, str | os.PathLike):
-        noise = read_noise(noise, traits.names)
-    effects = trait_effects
-    if isinstance(effects, str | os.PathLike):
-        effects = read_trait_effects(effects, traits.names)
+    names = tuple(given)
     if labels is not None and not options.network:
         raise InputError("labels are given and network is False: they would teach nothing. Set one or leave the other.")
+    if trait_effects is not None and not options.vertical:
+        raise InputError("trait_effects are given and vertical is False: T is one or the other. Leave one out.")
+    if options.network and len(names) > MOST_TRAITS:
+        raise InputError(
+            f"network is True with {len(names)} traits; networks are for {MOST_TRAITS} at most. Leave it out."
+        )
     known = labels
     if isinstance(known, str | os.PathLike):
         from deepwas.pleiotropy.network import read_labels
 
         known = read_labels(known, store.variants)
+    noise = noise_correlation
+    if isinstance(noise, str | os.PathLike):
+        noise = read_noise(noise, names)
+    effects = trait_effects
+    if isinstance(effects, str | os.PathLike):
+        effects = read_trait_effects(effects, names)
+    traits = read_traits(given, store, sumstats, options.missing_prior)
     if known is not None:
         traits.tally.extend(known.tally)
-    if options.network and len(traits.names) > MOST_TRAITS:
-        raise InputError(
-            f"network is True with {len(traits.names)} traits; networks are for {MOST_TRAITS} at most. Leave it out."
-        )
     record = _first_record(store, traits, options, noise, effects, known)
     folder = None if out is None else claim_folder(Path(out), RECORD, "classification", record["identity"], resume)
     with ExitStack() as stack:
@@ -209,7 +210,8 @@ def _first_record(
     digest = hashlib.sha256(json.dumps(given).encode())
     arrays = [traits.z, traits.f, traits.sample_size]
     arrays += [] if noise is None else [np.asarray(noise, np.float64)]
-    arrays += [] if effects is None else [effects.T, effects.standard_error]
+    if effects is not None:
+        arrays += [effects.T, effects.standard_error, effects.probability, effects.estimate, effects.estimate_error]
     arrays += [] if labels is None else [labels.value.astype(np.float64)]
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -244,7 +246,7 @@ def _compute(
         direct = prior_direct(traits.f, structure.effects.T)
     how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
     everything = BlocksToLocate(joint, direct, range(len(joint)), shapes)
-    extra, shared = beside_of(store, traits.names, joint, everything, model, options, labels, how, say)
+    extra, shared = beside_of(store, traits.names, joint, everything, model, options, labels, how, computed, say)
     order = [i for group in groups for i in group if not computed.done[i]]
     blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order], shared)
     each = locate(blocks, model, coverage=options.coverage, **how)

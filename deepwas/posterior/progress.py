@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepwas.errors import InputError
 from deepwas.files import read_json, reopen_hdf5
@@ -53,6 +54,7 @@ class Computed:
 
     values: (M,) each, NaN where no block has scored.  blocks: (blocks, columns).  notes: (blocks,), text.
     done: (blocks,) bool.  known: numbers that hold for all blocks, see `know`.
+    Larger things are kept by name, see `keep`.
     path: file that `flush` writes, made if needed; None keeps all in memory.  identity: of inputs and options: what
     others have left there is not used.
     """
@@ -72,6 +74,7 @@ class Computed:
         self.notes = [""] * n_blocks
         self.done = np.zeros(n_blocks, dtype=bool)
         self.known: dict[str, float] = {}
+        self._kept: dict[str, tuple[str, dict[str, NDArray[Any]]]] = {}
         self._waiting: list[tuple[int, slice]] = []
         self._file: Any = None
         self._last = time.monotonic()
@@ -95,6 +98,10 @@ class Computed:
             self.blocks, self.done = self._file["blocks"][:], self._file["done"][:]
             self.notes = list(self._file["notes"].asstr()[:])
             self.known = {name: float(value) for name, value in self._file["known"].attrs.items()}
+            for name, group in self._file.get("kept", {}).items():
+                if not name.endswith(".part"):
+                    arrays = {key: array[:] for key, array in group.get("arrays", {}).items()}
+                    self._kept[name] = (group["text"].asstr()[()], arrays)
 
     def know(self, **numbers: float) -> None:
         """Keep numbers, on disk at once."""
@@ -103,6 +110,25 @@ class Computed:
             for name, value in numbers.items():
                 self._file["known"].attrs[name] = value
             self._file.flush()
+
+    def keep(self, name: str, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a text and arrays under a name, on disk at once and whole; `kept` has them when the work goes on."""
+        self._kept[name] = (text, dict(arrays))
+        if self._file is not None:
+            group = self._file.require_group("kept")
+            for old in (name, f"{name}.part"):
+                group.pop(old, None)
+            part = group.create_group(f"{name}.part")
+            part["text"] = text
+            for key, array in arrays.items():
+                part[f"arrays/{key}"] = array
+            self._file.flush()
+            group.move(f"{name}.part", name)
+            self._file.flush()
+
+    def kept(self, name: str) -> tuple[str, dict[str, NDArray[Any]]] | None:
+        """What was kept under the name, if anything was."""
+        return self._kept.get(name)
 
     def put(self, i: int, rows: slice, values: Sequence[Any], block: Sequence[float], note: str = "") -> None:
         """Block i's values at `rows`, and its own figures and note; to disk every 20 seconds."""

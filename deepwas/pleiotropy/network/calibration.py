@@ -35,11 +35,13 @@ class CalibrationReport:
     """Stated probabilities of two direct traits or more against simulated truth.
 
     probability: by name ('P_PLEIOTROPY', and 'P_NETWORK' once `with_network` has it), (n,) over the scored variants of
-    the simulated blocks.  truth: (n,).  blocks: their features with truth.
+    the simulated blocks.  truth: (n,).  number: of simulated blocks.  blocks: their features with truth, none where the
+    report was read from a file.
     """
 
     probability: dict[str, Floats]
     truth: NDArray[np.bool_]
+    number: int
     blocks: list[BlockFeatures]
 
     def with_network(self, probability: Sequence[NDArray[np.floating]]) -> CalibrationReport:
@@ -49,7 +51,7 @@ class CalibrationReport:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: by name, the curve in 10 bins with its standard errors, and the figures of `metrics.figures`."""
-        out: dict[str, Any] = {"blocks": len(self.blocks), "variants": len(self.truth), "true": int(self.truth.sum())}
+        out: dict[str, Any] = {"blocks": self.number, "variants": len(self.truth), "true": int(self.truth.sum())}
         for name, p in self.probability.items():
             curve = reliability(p, self.truth, bins=_BINS)
             error = np.sqrt(curve.stated * (1 - curve.stated) / curve.number)
@@ -116,7 +118,7 @@ def calibration_report(
             progress(len(found), len(some) * draws)
     p = np.concatenate([b.posterior[b.scored] for b in found])
     truth = np.concatenate([np.asarray(b.truth)[b.scored] for b in found])
-    return CalibrationReport({"P_PLEIOTROPY": p}, truth, found)
+    return CalibrationReport({"P_PLEIOTROPY": p}, truth, len(found), found)
 
 
 def draw_block(
@@ -175,7 +177,7 @@ def plot_reliability(report: CalibrationReport, path: Any) -> None:
     top.set_ylabel("share that acts on two traits or more")
     top.set_ylim(-0.03, 1.03)
     top.legend(frameon=False, fontsize=8, loc="upper left")
-    said = f"{len(report.blocks):,} simulated LD blocks, {int(report.truth.sum()):,} such variants"
+    said = f"{report.number:,} simulated LD blocks, {int(report.truth.sum()):,} such variants"
     top.set_title(said, loc="left", fontsize=9)
     bottom.set_yscale("log")
     bottom.set_ylabel("variants")

@@ -42,7 +42,7 @@ class TraitEffects:
     left_out: (groups, K, K), T without each group of LD blocks; None for effects that were given with their errors.
     estimate, estimate_error, p: of every edge, given those that fit best; NaN where the cause has too few instruments.
     probability: posterior probability of every edge, also of those that are not selected: 0 where it is unresolved,
-        has too few instruments, or is below 1%; 1 where an effect was given.
+        has too few instruments, or is below 1%; 1 where an effect was given without.
     selected: Benjamini-Hochberg over ordered pairs at `fdr`, of probability 0.5 or more, less the unresolved.
     unresolved: edges that fit, but so does a confounder: both directions fit, or a share of the cause's instruments
         has no such effect. T is zero there.
@@ -76,9 +76,20 @@ class TraitEffects:
 
     @classmethod
     def given(
-        cls, T: ArrayLike, standard_error: ArrayLike | None, *, names: Sequence[str] | None = None
+        cls,
+        T: ArrayLike,
+        standard_error: ArrayLike | None,
+        *,
+        names: Sequence[str] | None = None,
+        probability: ArrayLike | None = None,
+        estimate: ArrayLike | None = None,
+        estimate_error: ArrayLike | None = None,
     ) -> TraitEffects:
-        """Effects known from elsewhere. T: (K, K).  standard_error: (K, K), >= 0 wherever T is not zero."""
+        """Effects known from elsewhere. T: (K, K).  standard_error: (K, K), >= 0 wherever T is not zero.
+
+        probability: (K, K), that each effect is there; by default 1 where T is not zero, else 0. An effect that is 0 in
+        T has a probability only if its estimate and estimate_error (K, K) are given: draws then have it at times.
+        """
         effects = np.asarray(T, np.float64)
         if effects.ndim != 2 or effects.shape[0] != effects.shape[1] or not np.isfinite(effects).all():
             raise InputError(f"T must be a finite (K, K) matrix, row = cause, column = effect; it is {effects.shape}.")
@@ -100,11 +111,20 @@ class TraitEffects:
             raise InputError("T has an effect of a trait on itself: its diagonal must be 0.")
         _check_stable(effects, labels)
         errors = np.where(edges, errors, np.nan)
+        chance = edges.astype(np.float64) if probability is None else np.asarray(probability, np.float64)
+        if chance.shape != effects.shape or not ((chance >= 0) & (chance <= 1)).all():
+            raise InputError("the probabilities of effects must be a matrix of the shape of T, between 0 and 1.")
+        seen, known = effects, errors
+        if estimate is not None and estimate_error is not None:
+            seen = np.where(edges, effects, np.asarray(estimate, np.float64))
+            known = np.where(edges, errors, np.asarray(estimate_error, np.float64))
+        chance = np.where(edges | (np.isfinite(seen) & (known > 0)), chance, 0.0)
+        np.fill_diagonal(chance, 0.0)
         nothing = np.full_like(effects, np.nan)
         none = np.zeros_like(edges)
         return cls(
-            labels, effects, errors, None, effects, errors, nothing, edges, none, nothing,
-            np.zeros(len(effects), np.int64), ("T was given.",),
+            labels, effects, errors, None, seen, known, nothing, edges, none, nothing,
+            np.zeros(len(effects), np.int64), ("T was given.",), probability=chance,
         )  # fmt: skip
 
     def draws(self, count: int, *, seed: int = 0) -> Floats:
