@@ -260,14 +260,15 @@ def _learn(
     sample = Sample.of(blocks, model)
     model = sample.shared(model)
     for number in range(problem.rounds):
-        counts = Counts.zero(K)
+        counts = Counts.zero(model)
         for done, (one, block) in enumerate(zip(sets, blocks, strict=True), start=1):
-            counts.add(block, model.log_odds(block.direct), _locate(problem, one, block, model), model)
+            counts.add(block, _locate(problem, one, block, model), model)
             say("learning sizes and sharing", number * len(sets) + done, problem.rounds * len(sets))
         for what in ("present", "kept", "squares"):
             setattr(counts, what, np.full(K, getattr(counts, what).mean()))
         model, change = counts.update(model, start, sample)
-        model = replace(model, offsets=np.full(K, model.offsets.mean()))
+        # Noise is each set's own, so what is left of z-scores says nothing of background.
+        model = replace(model, offsets=np.full(K, model.offsets.mean()), background=np.zeros(K))
         if change < LEVEL:
             break
     return model

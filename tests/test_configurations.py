@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 from deepwas.errors import InputError
 from deepwas.ld import LDBlock
 from deepwas.pleiotropy.configurations import TraitModel, configurations, direct_variances
-from deepwas.pleiotropy.learning import JointBlock, Sample, learn, locate
+from deepwas.pleiotropy.learning import Counts, JointBlock, Sample, learn, locate
 from tests.dense import correlation, genotypes
 
 T = np.array([[0.0, 0.4, 0.0], [0.0, 0.0, -0.3], [0.0, 0.0, 0.0]])
@@ -224,3 +224,31 @@ def test_dense_weak_effects_are_background_and_raise_the_noise():
     np.testing.assert_allclose(only.spread_of_background(block.factor, block.direct), wanted)
     drawn = np.stack([only.draw_background(block.factor, block.direct, rng) for _ in range(4000)])
     np.testing.assert_allclose(drawn.var(axis=0), np.column_stack([0 * added, 0.5 * added]), rtol=0.15)
+
+
+def test_distinct_effects_in_ld_are_likelier_where_there_are_many():
+    rng = np.random.default_rng(8)
+    blocks, _, start = simulated(False, 8, blocks=48)
+    planted = []
+    for number, block in enumerate(blocks):
+        B = np.zeros((30, 2))
+        if number % 2 == 0:
+            r2 = np.square(block.factor.T @ block.factor)
+            first, second = rng.permutation(np.argwhere((r2 > 0.3) & (r2 < 0.6)))[0]
+            B[first, 0], B[second, 1] = 0.05 * rng.choice([-1, 1], size=2)
+        y = block.factor @ B * np.sqrt(1e5) + rng.multivariate_normal(np.zeros(2), start.noise, size=len(block.factor))
+        planted.append(replace(block, whitened=y))
+    model, _ = learn(planted, start, rounds=6)
+    assert model.together[1] > 1.5
+    assert model.together[1] > model.together[0] + 0.5
+    assert sum(found.probability[:, 2].sum() for _, _, found in locate(planted, model)) < 3
+
+
+def test_close_pairs_by_chance_are_those_of_effects_anywhere():
+    model = simulated(False, 9, blocks=1)[2]
+    counts = Counts.zero(model)
+    counts.located, counts.around, counts.variants = np.array([3.0, 2.0, 1.0]), np.array([12.0, 6.0, 5.0]), 300
+    # Of sets {0}, {1} and {0, 1} only {0} and {1} have no trait in common.
+    chance = counts.close_by_chance(model)
+    assert chance[1] == pytest.approx((12 * 2 + 6 * 3) / 300 / 2)
+    assert chance.sum() == pytest.approx(23 * 6 / 300 / 2)

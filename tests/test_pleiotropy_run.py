@@ -354,7 +354,7 @@ def test_variants_without_a_prior_are_refused_or_have_no_effect(world, tmp_path)
     for name, path in some.items():
         lines = priors[name].read_text(encoding="utf-8").splitlines(keepends=True)
         path.write_text("".join(lines[:-3]), encoding="utf-8")
-    with pytest.raises(InputError, match=r"a: no prior for 3 of the .* --missing-prior zero"):
+    with pytest.raises(InputError, match=r"a\.tsv: no prior for 3 of the .* --missing-prior zero"):
         classify(some, world.store, sumstats=z)
     table = joint_module.read_traits(some, world.store, z, "zero")
     assert (table.f[-3:] == 0).all()

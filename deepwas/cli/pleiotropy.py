@@ -69,7 +69,7 @@ def pleiotropy(
     draws: Annotated[int, typer.Option(help="Draws of the effects of trait on trait, for their uncertainty.")] = 32,
     max_effects: Annotated[int, typer.Option(help="Effects of a block at most.")] = 10,
     coverage: Annotated[float, typer.Option(help="Of credible sets.")] = 0.95,
-    candidates: Annotated[int, typer.Option(help="Variants whose pairs are weighed exactly.")] = 64,
+    candidates: Annotated[int, typer.Option(help="Variants whose pairs are weighed exactly.")] = 96,
     network: Annotated[
         bool, typer.Option("--network", help="Train the semi-supervised networks; takes about twice as long.")
     ] = False,

@@ -50,7 +50,7 @@ class BlockEffects:
     apart: (m,), probability that the variant has an effect, and another one in LD with it one on none of its traits.
     sets: credible sets.  of_sets: (sets, C), probability that the set's effect exists and is of each class.
     expected: number of effects.  variance: of that number, groups taken for independent.
-    close: expected number of pairs of effects in LD r^2 > 0.2.
+    close: (2,), expected number of pairs of effects in LD r^2 > 0.2, with a trait in common, and with none.
     fitted: (k, K), what all effects, reported or not, explain of the whitened z-scores.
     evidence: log of the sum over states of prior odds times Bayes factor, summed over groups given the others' means.
     sweeps: of coordinate ascent.  converged: it, and the rounds over groups, came to rest.
@@ -67,7 +67,7 @@ class BlockEffects:
     evidence: float
     sweeps: int
     converged: bool
-    close: float
+    close: NDArray[np.float64]
     fitted: NDArray[np.floating]
 
     @property
@@ -84,14 +84,14 @@ def locate_effects(
     candidates: int = 64,
     coverage: float = 0.95,
     shape: tuple[int, int] | None = None,
-    together: float = 0.0,
+    together: tuple[float, float] = (0.0, 0.0),
 ) -> list[BlockEffects]:
     """Posterior effects of blocks that are computed together, padded to one shape.
 
     classes: the prior of an effect; the same for all blocks.  slots: most effects a block may hold.
     candidates: variants and classes whose pairs are weighed.  coverage: of credible sets.
     shape: (k, m) to pad to; by default the largest of each.
-    together: added to the log prior odds of two effects in LD r^2 > 0.2.
+    together: added to the log prior odds of two effects in LD r^2 > 0.2, with a trait in common, and with none.
     """
     dtype = jnp.result_type(float)
     k = max(t.factor.shape[0] for t in tasks) if shape is None else shape[0]
@@ -147,9 +147,9 @@ class _Part:
         weak: bool,
         classes: ClassArrays,
         candidates: int,
-        together: float,
+        together: tuple[float, float],
     ):
-        self.together, self.close = together, 0.0
+        self.together, self.close = together, np.zeros(2)
         self.variants, self.weak, self.classes = variants, weak, classes
         n, width = len(variants), min(G.shape[1], _WIDTH * 2 ** max(0, (len(variants) - 1) // _WIDTH).bit_length())
         self.factor = np.zeros((len(G), width), G.dtype)
@@ -182,11 +182,11 @@ class _Part:
         if self.weak and numbers[0] > 1 - _FULL:
             probability, total, found, weight = fit_weak(classes, self.gram, alone, shrink)
             self.posterior = partial(report_weak, classes, alone, shrink, probability, found, weight)
-            expected, self.close = float(total), 0.0
+            expected, self.close = float(total), np.zeros(2)
         else:
             one, found = fit(classes, alone, shrink, chosen, pairs)
             self.posterior = partial(report, classes, alone, shrink, one, found, chosen, pairs)
-            expected, self.close = float(numbers[1] + 2 * numbers[2]), float(pairs.close)
+            expected, self.close = float(numbers[1] + 2 * numbers[2]), np.asarray(pairs.close)
         change, self.expected = abs(expected - self.expected), expected
         self.fitted = self.factor @ np.asarray(found)
         return change
@@ -202,7 +202,7 @@ def _one_block(
     order: NDArray[np.int64],
     candidates: int,
     coverage: float,
-    together: float,
+    together: tuple[float, float],
 ) -> BlockEffects:
     m = task.factor.shape[1]
     groups = cut(task.factor, slots.lead, slots.full > _FULL)
@@ -259,6 +259,6 @@ def _one_block(
         evidence,
         int(slots.sweeps),
         bool(slots.converged) and change <= _SETTLED,
-        sum(part.close for part in parts),
+        np.sum([part.close for part in parts], axis=0, dtype=np.float64),
         total[: len(task.whitened)],
     )

@@ -11,7 +11,7 @@ of the `candidates` likeliest variants and classes, see below), each by its exac
 through the Schur complement S = D_b - X^T D_a^-1 X, of (K, K).
 
 Effects may lie near one another more often than by chance: pairs with r^2 above `CLOSE` then have prior odds of
-exp(together) times the product of the two.
+exp(together) times the product of the two, together one number for effects with a trait in common and one for others.
 
 A pair is a candidate only if both of its members are, and members are chosen by their weight alone, given the first
 slot's effect, and given the second's, whichever is best: two effects that mask each other are seen only so. Of several
@@ -102,7 +102,7 @@ class Pairs(NamedTuple):
     member, lead, follower, apart: (q,), probability that the candidate is one of two effects; and the first; and the
     second; and on none of the other's traits.  fitted, mean, square: (q, K), E[u], E[w], E[w^2] of it as one of two.
     numbers: (3,).  top, total: single effects have the probability exp(weight - top) / total.
-    close: probability of two effects with r^2 above `CLOSE`.
+    close: (2,), probability of two effects with r^2 above `CLOSE`, with a trait in common, and with none.
     """
 
     member: Any
@@ -223,10 +223,10 @@ def _splits(
     return best
 
 
-def weigh_pairs(classes: ClassArrays, chosen: Candidates, together: float = 0.0) -> Pairs:
+def weigh_pairs(classes: ClassArrays, chosen: Candidates, together: ArrayLike = (0.0, 0.0)) -> Pairs:
     """Every pair of candidates, with as many coordinates as any of them has, a power of 2.
 
-    together: added to the log prior odds of pairs in LD.
+    together: (2,), added to the log prior odds of pairs in LD, with a trait in common and with none.
     """
     most = int(classes.rank[np.asarray(chosen.what)].max())
     rank = min(1 << (most - 1).bit_length(), classes.gain.shape[1])
@@ -259,7 +259,10 @@ def _weigh_pairs(classes: ClassArrays, chosen: Candidates, together: Array, *, r
     size = jnp.sqrt(jnp.where(d > 0, d, 1.0))
     correlation = ld / size[:, None] / size[None, :]
     close = correlation**2 > CLOSE
-    both = chosen.odds[:, None] + chosen.odds[None, :] + log_bayes + jnp.where(close, together, 0.0)
+    acts = classes.traits[what]
+    disjoint = jnp.matmul(acts, acts.T) == 0
+    nearness = jnp.where(close, jnp.where(disjoint, together[1], together[0]), 0.0)
+    both = chosen.odds[:, None] + chosen.odds[None, :] + log_bayes + nearness
     both = jnp.where(where[:, None] == where[None, :], -jnp.inf, both)
     # The two orders differ by rounding; pairs are weighed once.
     both = jnp.where(jnp.isnan(both), -jnp.inf, 0.5 * (both + both.T))
@@ -270,8 +273,6 @@ def _weigh_pairs(classes: ClassArrays, chosen: Candidates, together: Array, *, r
     total = jnp.sum(number)
     two = two / total
     lead, follower = _labelled(correlation, two)
-    acts = classes.traits[what]
-    disjoint = jnp.matmul(acts, acts.T) == 0
     of_v = jnp.sum(two[None] * v, axis=1)
     of_vv = jnp.sum(two[None, None] * (v[:, None] * v[None] + inverse), axis=2)
     return Pairs(
@@ -285,7 +286,7 @@ def _weigh_pairs(classes: ClassArrays, chosen: Candidates, together: Array, *, r
         number / total,
         top,
         total,
-        0.5 * jnp.sum(jnp.where(close, two, 0.0)),
+        0.5 * jnp.stack([jnp.sum(jnp.where(close & kind, two, 0.0)) for kind in (~disjoint, disjoint)]),
     )
 
 

@@ -137,7 +137,8 @@ class TraitModel:
     mean_direct: (K,), mean d_k, and follows: rho; without mean_direct h is 0.
     background: (K,), t: effects that cannot be located add t_k s_ik to the noise of trait k in direction i of a block's
         whitened z-scores, s_ik = sum_j G_ij^2 times the prior variance of j's effect on its z-scores.
-    together: log odds by which two effects in LD are likelier than two independent ones, >= 0.
+    together: log odds, >= 0, by which two effects in LD r^2 > 0.2 are likelier than two independent ones: with a trait
+        in common, and with none.
     sets: (C, K) bool, the configurations, small ones first and the K of one trait in order; `first_sets` by default.
     """
 
@@ -152,7 +153,7 @@ class TraitModel:
     factor_odds: Floats = field(default_factory=lambda: np.zeros(0))
     factor_probability: Floats = field(default_factory=lambda: np.zeros(0))
     sets: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), bool))
-    together: float = 0.0
+    together: tuple[float, float] = (0.0, 0.0)
     mean_direct: Floats = field(default_factory=lambda: np.zeros(0))
     follows: float = 1.0
     background: Floats = field(default_factory=lambda: np.zeros(0))

@@ -16,8 +16,10 @@ rho moves by Newton's steps to where the sum over variants of E[(1 - 1/n) sum_k 
 prior what it is by the posterior, between 0 and 1.
 
 Effects of different variants lie near one another more often than by chance where loci are what matters. The log odds
-of two effects in LD move by the log of their number over that which the prior expects, `_PRIOR_COUNT` added to both,
-and stay at 0 or above. Without them one variant with two effects would stand in for two variants.
+of two effects in LD r^2 > 0.2 move to the log of their number over that by chance, of as many effects as can be
+located, `_PRIOR_COUNT` added to the latter and e^`TOGETHER` times as much to the former, and stay at 0 or above: one
+number for effects with a trait in common, one for others. Without them one variant with effects on two traits would
+stand in for two variants.
 
 What located effects leave of the z-scores says how much background there is of effects that cannot be located
 (`deepwas.finemapping.background`).
@@ -58,6 +60,7 @@ _LEAP = 1.5  # of a slab's logarithm, a round
 _RAISES = 2  # of a block's noise
 _WORKERS = 4  # threads, at most
 _MOST_TOGETHER = 8.0
+TOGETHER = 1.0  # log odds that learning starts from
 _TURN = 0.1  # of rho, a step
 _SETTLED = 0.03  # of the logarithm of a block's noise
 
@@ -85,7 +88,10 @@ class Counts:
 
     present: (K,), of p.  kept: (K,), sum d (1 - p) / (1 - pi).  squares: (K,), sum E[D^2].
     sizes: (K + 1,), numbers of variants by number of traits acted on.
-    close, chance_close: pairs of effects in LD r^2 > 0.2, of posterior and prior.  tilt: sum of `TraitModel.tilt`.
+    close: (2,), pairs of effects in LD r^2 > 0.2, with a trait in common and with none.
+    located: (C + F,), of credible sets by class.  around: the same times the number of variants in such LD with the
+    lead.  variants: in all.
+    tilt: sum of `TraitModel.tilt`.
     left: of each block what located effects leave of the squares of whitened z-scores, and `TraitModel.signal`.
     """
 
@@ -93,22 +99,28 @@ class Counts:
     kept: Floats
     squares: Floats
     sizes: Floats
-    close: float = 0.0
-    chance_close: float = 0.0
+    close: Floats
+    located: Floats
+    around: Floats
+    variants: int = 0
     tilt: float = 0.0
     left: list[tuple[Floats, Floats]] = field(default_factory=list)
 
     @classmethod
-    def zero(cls, traits: int) -> Counts:
+    def zero(cls, model: TraitModel) -> Counts:
         """Nothing counted."""
-        present, kept, squares = np.zeros((3, traits))
-        return cls(present, kept, squares, np.zeros(traits + 1))
+        present, kept, squares = np.zeros((3, model.traits))
+        located, around = np.zeros((2, len(model.masks)))
+        return cls(present, kept, squares, np.zeros(model.traits + 1), np.zeros(2), located, around)
 
-    def add(self, block: JointBlock, log_odds: Floats, found: BlockEffects, model: TraitModel) -> None:
+    def add(self, block: JointBlock, found: BlockEffects, model: TraitModel) -> None:
         """Count a block, of which `locate` has found this."""
         self.close += found.close
-        any_effect = np.exp(-np.logaddexp(0.0, -np.logaddexp.reduce(log_odds, axis=1)))
-        self.chance_close += float(np.exp(model.together)) * _close(np.asarray(block.factor), any_effect)
+        G = np.asarray(block.factor, np.float64)
+        leads = G[:, [one.lead for one in found.sets]]
+        self.located += found.of_sets.sum(axis=0)
+        self.around += _near(G, leads) @ found.of_sets
+        self.variants += block.factor.shape[1]
         p = found.probability @ model.masks.astype(np.float64)
         pi = np.minimum(block.direct / model.slab[None, :], MOST_LIKELY)
         self.present += p.sum(axis=0)
@@ -117,29 +129,37 @@ class Counts:
         if len(model.mean_direct):
             own = found.probability[:, : len(model.sets)]
             self.tilt += float(np.sum(own * model.tilt(block.direct)))
-        G = np.asarray(block.factor, np.float64)
         spread = model.spread_of_background(G, block.direct)
-        leads = G[:, [one.lead for one in found.sets]] / spread[:, None]
-        self.left.append((squares_left(block.whitened - found.fitted, leads), model.signal(G, block.direct)))
+        left = squares_left(block.whitened - found.fitted, leads / spread[:, None])
+        self.left.append((left, model.signal(G, block.direct)))
         np.add.at(self.sizes, model.masks.sum(axis=1), found.probability.sum(axis=0))
 
     def update(self, model: TraitModel, start: Floats, sample: Sample | None) -> tuple[TraitModel, float]:
         """The model after one round, and the largest change of a logarithm; sample: to learn psi from, None for 0."""
         slab = (self.kept + self.squares / 2 + _PRIOR_COUNT * start) / (1.5 * self.present + _PRIOR_COUNT)
         step = np.clip(np.log(slab / model.slab), -_LEAP, _LEAP)
-        nearer = np.clip(np.log((self.close + _PRIOR_COUNT) / (self.chance_close + _PRIOR_COUNT)), -_LEAP, _LEAP)
-        together = float(np.clip(model.together + nearer, 0.0, _MOST_TOGETHER))
+        nearer = (self.close + _PRIOR_COUNT * np.exp(TOGETHER)) / (self.close_by_chance(model) + _PRIOR_COUNT)
+        before = np.array(model.together)
+        close = np.clip(before + np.clip(np.log(nearer) - before, -_LEAP, _LEAP), 0.0, _MOST_TOGETHER)
+        together = (float(close[0]), float(close[1]))
         squares, signal = (np.concatenate(each) for each in zip(*self.left, strict=True))
         level = np.diag(model.noise)
         own = np.array([background(squares[:, k], level[k], signal[:, k]) for k in range(model.traits)])
         changed = replace(model, slab=model.slab * np.exp(step), together=together, background=own)
-        moved = max(np.abs(step).max(), abs(together - model.together), np.abs(own - model.background).max())
+        moved = max(np.abs(step).max(), np.abs(close - before).max(), np.abs(own - model.background).max())
         if sample is not None:
             changed, expected = sample.solve(changed, *self.shares())
             before = sample.expected(model)[0][2:]
             moved = max(moved, np.abs(np.log((expected[2:] + _PRIOR_COUNT) / (before + _PRIOR_COUNT))).max())
             moved = max(moved, abs(changed.follows - model.follows))
         return changed, float(moved)
+
+    def close_by_chance(self, model: TraitModel) -> Floats:
+        """(2,), what `close` would be if the located effects were anywhere."""
+        traits = np.asarray(model.classes.traits)
+        disjoint = traits @ traits.T == 0
+        pairs = np.outer(self.around, self.located) / max(self.variants, 1) / 2
+        return np.array([pairs[~disjoint].sum(), pairs[disjoint].sum()])
 
     def shares(self) -> tuple[Floats, float]:
         """(K + 1,), variants of n traits, n >= 2, over all effects; 0 for smaller n. And `tilt` over all effects."""
@@ -149,12 +169,12 @@ class Counts:
         return np.asarray(sizes / effects), self.tilt / float(effects)
 
 
-def _close(G: NDArray[np.floating], p: Floats) -> float:
-    """Expected number of pairs in LD of independent effects with probabilities p (m,)."""
-    gram = G.T @ G
-    length = np.sqrt(np.maximum(gram.diagonal(), 1e-30))
-    near = (gram / length[:, None] / length[None, :]) ** 2 > CLOSE
-    return float(p @ near @ p - p @ p) / 2
+def _near(G: Floats, leads: Floats) -> Floats:
+    """(sets,), numbers of variants in LD r^2 > 0.2 with each lead.  leads: (k, sets), columns of G."""
+    length = np.sqrt(np.maximum(np.einsum("ij,ij->j", G, G), 1e-30))
+    own = np.sqrt(np.maximum(np.einsum("ij,ij->j", leads, leads), 1e-30))
+    r2 = (leads.T @ G / own[:, None] / length[None, :]) ** 2
+    return np.maximum((r2 > CLOSE).sum(axis=1) - 1.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,10 +365,10 @@ def learn(
         model = sample.shared(model)
     done, total = 0, rounds * len(blocks)
     for number in range(rounds):
-        counts = Counts.zero(model.traits)
+        counts = Counts.zero(model)
         each = locate(blocks, model, slots=slots, candidates=candidates, panel=panel, shape=shape)
-        for block, odds, found in each:
-            counts.add(block, odds, found, model)
+        for block, _, found in each:
+            counts.add(block, found, model)
             done += 1
             if progress is not None:
                 progress(done, total)

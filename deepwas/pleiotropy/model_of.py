@@ -21,7 +21,7 @@ from deepwas.pleiotropy.factors import HeritableFactor, find_factors
 from deepwas.pleiotropy.genome import Structure
 from deepwas.pleiotropy.growing import grown
 from deepwas.pleiotropy.joint import JointBlocks, Traits
-from deepwas.pleiotropy.learning import JointBlock, learn, locate
+from deepwas.pleiotropy.learning import TOGETHER, JointBlock, learn, locate
 from deepwas.pleiotropy.options import PleiotropyOptions
 
 __all__ = ["BlocksToLocate", "learn_model", "model_from_numbers", "numbers_of", "prior_direct"]
@@ -107,6 +107,7 @@ def learn_model(
         mean / _START,
         structure.effects.T,
         draws=structure.draws,
+        together=(TOGETHER, TOGETHER),
         mean_direct=mean,
         follows=_FOLLOWS if options.sharing else 1.0,
     )
@@ -189,8 +190,17 @@ def _factors(
 
 def numbers_of(model: TraitModel) -> dict[str, float]:
     """What was learned, as numbers by name."""
-    out: dict[str, float] = {"together": model.together, "follows": model.follows}
-    for name in ("slab", "excess", "offsets", "factor_odds", "factor_probability", "mean_direct", "background"):
+    out: dict[str, float] = {"follows": model.follows}
+    for name in (
+        "slab",
+        "excess",
+        "offsets",
+        "factor_odds",
+        "factor_probability",
+        "mean_direct",
+        "background",
+        "together",
+    ):
         out |= {f"{name}_{k}": float(x) for k, x in enumerate(getattr(model, name))}
     out |= {f"sets_{c}": float(x) for c, x in enumerate(numbers_of_sets(model.sets))}
     return out | {f"loadings_{k}": float(x) for k, x in enumerate(model.loadings.ravel())}
@@ -216,7 +226,7 @@ def model_from_numbers(known: dict[str, float], traits: Traits, structure: Struc
         read("factor_odds"),
         read("factor_probability"),
         sets_of_numbers(read("sets"), K),
-        float(known["together"]),
+        (known["together_0"], known["together_1"]),
         read("mean_direct"),
         float(known["follows"]),
         read("background"),

@@ -42,7 +42,7 @@ class PleiotropyOptions:
     draws: int = 32
     max_effects: int = 10
     coverage: float = 0.95
-    candidates: int = 64
+    candidates: int = 96
     network: bool = False
     calibration_blocks: int = 30
     bootstrap: int = 0

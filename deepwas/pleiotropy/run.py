@@ -288,7 +288,7 @@ def _result(
             "rounds": int(computed.known["rounds"]),
             "slab": dict(zip(traits.names, model.slab.tolist(), strict=True)),
             "excess_log_odds": {str(n): float(x) for n, x in enumerate(model.excess) if n >= 2},
-            "log_odds_of_effects_in_ld": model.together,
+            "log_odds_of_effects_in_ld": dict(zip(("common_trait", "no_common_trait"), model.together, strict=True)),
             "sharing_follows_priors": model.follows,
             "factors": [
                 {
