@@ -204,16 +204,14 @@ class TraitModel:
 
     @cached_property
     def moved_by_factors(self) -> NDArray[np.int64]:
-        """(F,), the configuration of the traits that each factor moves, not through T alone; the two that it moves
-        most where the model has no such configuration."""
+        """(F,), the configuration nearest to the traits that each factor moves, two or more, not through T alone."""
         found = []
+        several = np.flatnonzero(self.sets.sum(axis=1) >= 2)
         for a in self.loadings.reshape(self.factors, self.traits):
             own = np.abs(a @ (np.eye(self.traits) - self.T)) * np.sqrt(self.sample_size)
             first, second = np.sort(own)[::-1][:2]
-            choice = [own > _MOVED * first, own >= second]
-            sets = [self.sets[c] for c in np.flatnonzero(self.sets.sum(axis=1) >= 2)]
-            mask = next(x for x in choice if any(np.array_equal(x, one) for one in sets))
-            found.append(int(np.flatnonzero((self.sets == mask).all(axis=1))[0]))
+            moved = own >= min(_MOVED * first, second)
+            found.append(int(several[(self.sets[several] != moved).sum(axis=1).argmin()]))
         return np.array(found, np.int64)
 
     @cached_property
