@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,8 @@ from deepwas.ld import LDBlock
 from deepwas.ld.write import write_ld
 from deepwas.pleiotropy import PleiotropyOptions, TraitEffects, classify
 from deepwas.pleiotropy import beside as beside_module
-from deepwas.pleiotropy.network import NetworkOptions
+from deepwas.pleiotropy.network import CalibrationReport, NetworkOptions
+from deepwas.posterior.progress import Computed
 from deepwas.sumstats import HarmonisedSumstats
 from tests.dense import ld_matrix
 
@@ -157,3 +159,26 @@ def test_a_classification_stands_where_networks_cannot_be_trained(world, monkeyp
 def test_labels_without_networks_are_refused(world):
     with pytest.raises(InputError, match="network is False"):
         classify(world.priors, world.store, sumstats=world.z, labels=world.folder / "labels.tsv")
+
+
+def test_what_stands_beside_is_read_back_as_it_was(tmp_path):
+    report = CalibrationReport({"P_PLEIOTROPY": np.array([0.2, 0.9]), "P_NETWORK": np.array([0.1, 0.8])},
+                               np.array([False, True]), 3, [])  # fmt: skip
+    record = {"sharing_test": {"p": 0.25}, "network": None, "calibration": report.as_dict()}
+    found = beside_module.Beside(report, np.array([0.5, np.nan]), record, ["a note"])
+    shared = [np.array([0.1, 0.2], np.float32), np.array([0.3], np.float32)]
+    with closing(Computed(2, 2, tmp_path / "c.h5", "x")) as computed:
+        assert computed.kept("beside") is None
+        computed.keep("beside", *beside_module._written(found, shared))
+        computed.keep("beside", *beside_module._written(found, shared))
+    with closing(Computed(2, 2, tmp_path / "c.h5", "x")) as computed:
+        again, corrections = beside_module._read(*computed.kept("beside"))
+    assert (again.record, again.notes, again.calibration.as_dict()) == (record, ["a note"], report.as_dict())
+    assert list(again.calibration.probability) == ["P_PLEIOTROPY", "P_NETWORK"]
+    np.testing.assert_array_equal(again.score, found.score)
+    for a, b in zip(corrections, shared, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with closing(Computed(2, 2, tmp_path / "c.h5", "other")) as computed:
+        assert computed.kept("beside") is None
+    alone = beside_module.Beside(None, found.score, record, [])
+    assert beside_module._read(*beside_module._written(alone, None))[1] is None

@@ -162,11 +162,11 @@ def _written(found: Beside, shared: Corrections) -> tuple[str, dict[str, NDArray
     report = found.calibration
     arrays: dict[str, NDArray[Any]] = {"score": found.score}
     if report is not None:
-        arrays |= {"truth": report.truth} | {f"p_{name}": p for name, p in report.probability.items()}
+        arrays |= {"truth": report.truth} | {f"p_{i}": p for i, p in enumerate(report.probability.values())}
     if shared is not None:
         arrays |= {"sizes": np.array([len(x) for x in shared]), "shared": np.concatenate(shared)}
-    number = None if report is None else report.number
-    return json.dumps({"record": found.record, "notes": found.notes, "blocks": number}), arrays
+    simulated = None if report is None else {"blocks": report.number, "names": list(report.probability)}
+    return json.dumps({"record": found.record, "notes": found.notes, "simulated": simulated}), arrays
 
 
 def _read(text: str, arrays: dict[str, NDArray[Any]]) -> tuple[Beside, Corrections]:
@@ -174,9 +174,9 @@ def _read(text: str, arrays: dict[str, NDArray[Any]]) -> tuple[Beside, Correctio
 
     known = json.loads(text)
     report = None
-    if known["blocks"] is not None:
-        probability = {name[2:]: p for name, p in arrays.items() if name.startswith("p_")}
-        report = CalibrationReport(probability, arrays["truth"], known["blocks"], [])
+    if (simulated := known["simulated"]) is not None:
+        probability = {name: arrays[f"p_{i}"] for i, name in enumerate(simulated["names"])}
+        report = CalibrationReport(probability, arrays["truth"], simulated["blocks"], [])
     shared = None
     if "shared" in arrays:
         shared = np.split(arrays["shared"], np.cumsum(arrays["sizes"])[:-1])
