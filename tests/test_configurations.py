@@ -221,7 +221,7 @@ def test_dense_weak_effects_are_background_and_raise_the_noise():
     block, only = dense[0], replace(model, background=np.array([0.0, 0.5]))
     added = np.square(block.factor) @ block.direct[:, 1] * 1e5
     wanted = np.sqrt(1 + 0.5 * added / model.noise[1, 1])
-    np.testing.assert_allclose(only.spread_of_background(block.factor, block.direct), wanted)
+    np.testing.assert_allclose(only.spread_of_background(only.signal(block.factor, block.direct)), wanted)
     drawn = np.stack([only.draw_background(block.factor, block.direct, rng) for _ in range(4000)])
     np.testing.assert_allclose(drawn.var(axis=0), np.column_stack([0 * added, 0.5 * added]), rtol=0.15)
 

@@ -13,7 +13,7 @@ from deepwas.cli import main
 from deepwas.errors import InputError
 from deepwas.ld import LDBlock
 from deepwas.ld.write import write_ld
-from deepwas.pleiotropy import PleiotropyOptions, TraitEffects, beside, classify, learning
+from deepwas.pleiotropy import PleiotropyOptions, TraitEffects, classify, learning
 from deepwas.pleiotropy import joint as joint_module
 from deepwas.pleiotropy import run as run_module
 from deepwas.pleiotropy.calls import classify_probabilities
@@ -251,9 +251,9 @@ def test_the_command_goes_on_to_the_same_files(world, found, monkeypatch, capsys
         return real(*arguments)
 
     simulated = []
-    compute = beside._compute
+    compute = run_module.beside_of
     monkeypatch.setattr(run_module, "loci_of", counted)
-    monkeypatch.setattr(beside, "_compute", lambda *a: simulated.append(1) or compute(*a))
+    monkeypatch.setattr(run_module, "beside_of", lambda *a: simulated.append(1) or compute(*a))
     monkeypatch.setattr(computed_parts, "_SECONDS", 0.0)
     assert call(*command) == 130
     assert {p.name for p in out.iterdir()} == {"pleiotropy.json", "pleiotropy.partial.h5"}

@@ -21,6 +21,7 @@ effect on it alone is tried, the likeliest beside that, and what is likely besid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -167,9 +168,12 @@ def look(
     weight = log_odds + bayes
     score = weight - jnp.max(weight)
 
+    def left(explained: Array) -> Array:
+        """Log weights given other effects, that explain this of b."""
+        return log_odds + log_bayes_factors(whitened_effect(classes, b - explained), shrink, half_log)
+
     def given(mean: Array, score: Array) -> Array:
-        left = whitened_effect(classes, b - jnp.matmul(gram, mean, precision=HIGHEST))
-        new = log_odds + log_bayes_factors(left, shrink, half_log)
+        new = left(jnp.matmul(gram, mean, precision=HIGHEST))
         return jnp.maximum(score, new - jnp.max(new))
 
     def one_slot(score: Array, mean: Array) -> tuple[Array, None]:
@@ -178,7 +182,7 @@ def look(
     if b.shape[1] > 1:
         tried = jax.lax.cond(
             jnp.max(weight) > 0,
-            lambda: jnp.maximum(weight, _splits(gram, b, classes, log_odds, shrink, half_log, weight)),
+            lambda: jnp.maximum(weight, _splits(gram, b, classes, weight, left)),
             lambda: weight,
         )
         score = tried - jnp.max(tried)
@@ -191,16 +195,11 @@ def look(
     return Alone(t, weight), Candidates(where, what, ld, b[where], log_odds[where, what], bayes[where, what], top, one)
 
 
-def _splits(
-    gram: Array,
-    b: Array,
-    classes: ClassArrays,
-    log_odds: Array,
-    shrink: tuple[Array, ...],
-    half_log: Array,
-    weight: Array,
-) -> Array:
-    """(m, C), about the largest log weight of a pair that a candidate is one of, an effect on one trait the other."""
+def _splits(gram: Array, b: Array, classes: ClassArrays, weight: Array, left: Callable[[Array], Array]) -> Array:
+    """(m, C), about the largest log weight of a pair that a candidate is one of, an effect on one trait the other.
+
+    weight: (m, C), log weights of effects alone.  left: of effects (m, C) given others, from what these explain of b.
+    """
     m, count = weight.shape
     alone = jnp.sum(classes.traits, axis=1) == 1
 
@@ -209,8 +208,7 @@ def _splits(
         j, c = flat // count, flat % count
         v = jnp.matmul(classes.project[c], b[j], precision=HIGHEST) / (1 + gram[j, j] * classes.gain[c])
         u = jnp.matmul(v, classes.root[c], precision=HIGHEST)
-        left = whitened_effect(classes, b - gram[:, j, None] * u[None])
-        pair = weight[j, c] + log_odds + log_bayes_factors(left, shrink, half_log)
+        pair = weight[j, c] + left(gram[:, j, None] * u[None])
         return jnp.where(jnp.arange(m)[:, None] == j, -jnp.inf, pair)
 
     def one_trait(best: Array, acts: Array) -> tuple[Array, None]:

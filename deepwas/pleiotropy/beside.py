@@ -21,7 +21,7 @@ from deepwas.posterior.progress import Computed
 if TYPE_CHECKING:
     from deepwas.pleiotropy.network import CalibrationReport, Labels
 
-__all__ = ["Beside", "beside_of"]
+__all__ = ["Beside", "beside_of", "kept_or"]
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
@@ -45,6 +45,15 @@ class Beside:
     notes: list[str]
 
 
+def kept_or(computed: Computed, compute: Callable[[], tuple[Beside, Corrections]]) -> tuple[Beside, Corrections]:
+    """What an interrupted classification has computed already, or else what is computed now, and kept."""
+    if (kept := computed.kept(_ALL)) is not None:
+        return _read(*kept)
+    found, shared = compute()
+    computed.keep(_ALL, *_written(found, shared))
+    return found, shared
+
+
 def beside_of(
     store: LDStore,
     names: Sequence[str],
@@ -59,27 +68,8 @@ def beside_of(
 ) -> tuple[Beside, Corrections]:
     """Test of sharing, networks and calibration; and the networks' corrections by block, if they are any use.
 
-    computed: keeps the test, and then all of it: an interrupted classification does not compute it again.
+    computed: keeps the test as soon as it is done.
     """
-    if (kept := computed.kept(_ALL)) is not None:
-        return _read(*kept)
-    found, shared = _compute(store, names, joint, blocks, model, options, labels, how, computed, say)
-    computed.keep(_ALL, *_written(found, shared))
-    return found, shared
-
-
-def _compute(
-    store: LDStore,
-    names: Sequence[str],
-    joint: JointBlocks,
-    blocks: BlocksToLocate,
-    model: TraitModel,
-    options: PleiotropyOptions,
-    labels: Labels | None,
-    how: dict[str, Any],
-    computed: Computed,
-    say: Progress,
-) -> tuple[Beside, Corrections]:
     from deepwas.pleiotropy.network import calibration_report
     from deepwas.pleiotropy.sharing_test import sharing_test
 

@@ -247,9 +247,12 @@ class TraitModel:
         spread = np.sqrt(self.signal(factor, direct) * self.background[None, :])
         return np.asarray(spread * rng.normal(size=spread.shape))
 
-    def spread_of_background(self, factor: NDArray[np.floating], direct: Floats) -> Floats:
-        """(k,), the standard deviation of noise and background over that of noise, of the trait where it is largest."""
-        own = self.signal(factor, direct) * (self.background / np.diag(self.noise))[None, :]
+    def spread_of_background(self, signal: Floats) -> Floats:
+        """(k,), the standard deviation of noise and background over that of noise, of the trait where it is largest.
+
+        signal: (k, K), as `signal` gives it.
+        """
+        own = signal * (self.background / np.diag(self.noise))[None, :]
         return np.asarray(np.sqrt(1 + own.max(axis=1)))
 
     def tilt(self, direct: Floats) -> Floats:

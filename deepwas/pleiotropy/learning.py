@@ -129,9 +129,9 @@ class Counts:
         if len(model.mean_direct):
             own = found.probability[:, : len(model.sets)]
             self.tilt += float(np.sum(own * model.tilt(block.direct)))
-        spread = model.spread_of_background(G, block.direct)
-        left = squares_left(block.whitened - found.fitted, leads / spread[:, None])
-        self.left.append((left, model.signal(G, block.direct)))
+        signal = model.signal(G, block.direct)
+        spread = model.spread_of_background(signal)
+        self.left.append((squares_left(block.whitened - found.fitted, leads / spread[:, None]), signal))
         np.add.at(self.sizes, model.masks.sum(axis=1), found.probability.sum(axis=0))
 
     def update(self, model: TraitModel, start: Floats, sample: Sample | None) -> tuple[TraitModel, float]:
@@ -271,7 +271,9 @@ def locate(
     def one(block: JointBlock) -> tuple[JointBlock, Floats, BlockEffects]:
         odds = model.log_odds(block.direct, block.shared)
         level, used = model.noise, classes
-        spread = model.spread_of_background(block.factor, block.direct)[:, None] if model.background.any() else None
+        spread = None
+        if model.background.any():
+            spread = model.spread_of_background(model.signal(block.factor, block.direct))[:, None]
         G, y = (x if spread is None else x / spread.astype(x.dtype) for x in (block.factor, block.whitened))
         task = Task(G, y, odds)
         for number in range(_RAISES + 1):

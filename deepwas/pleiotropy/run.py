@@ -20,7 +20,7 @@ from deepwas import __version__
 from deepwas.errors import InputError
 from deepwas.files import write_json, write_text
 from deepwas.ld import LDStore, open_ld
-from deepwas.pleiotropy.beside import Beside, beside_of
+from deepwas.pleiotropy.beside import Beside, beside_of, kept_or
 from deepwas.pleiotropy.calls import block_columns, block_figures, loci_of, names_of_values, values_of
 from deepwas.pleiotropy.configurations import MOST_TRAITS, TraitModel
 from deepwas.pleiotropy.genome import Structure, read_noise, read_trait_effects, structure_of
@@ -246,7 +246,10 @@ def _compute(
         direct = prior_direct(traits.f, structure.effects.T)
     how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
     everything = BlocksToLocate(joint, direct, range(len(joint)), shapes)
-    extra, shared = beside_of(store, traits.names, joint, everything, model, options, labels, how, computed, say)
+    extra, shared = kept_or(
+        computed,
+        lambda: beside_of(store, traits.names, joint, everything, model, options, labels, how, computed, say),
+    )
     order = [i for group in groups for i in group if not computed.done[i]]
     blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order], shared)
     each = locate(blocks, model, coverage=options.coverage, **how)
