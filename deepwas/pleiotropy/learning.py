@@ -17,9 +17,9 @@ prior what it is by the posterior, between 0 and 1.
 
 Effects of different variants lie near one another more often than by chance where loci are what matters. The log odds
 of two effects in LD r^2 > 0.2 move to the log of their number over that by chance, of as many effects as can be
-located, `_PRIOR_COUNT` added to the latter and e^`TOGETHER` times as much to the former, and stay at 0 or above: one
-number for effects with a trait in common, one for others. Without them one variant with effects on two traits would
-stand in for two variants.
+located, `_PAIR_COUNT` added to the latter and e^`TOGETHER` times as much to the former, and stay at 0 or above: one
+number for effects with a trait in common, one for others. That count is small, as few are expected by chance. Without
+these log odds one variant with effects on two traits would stand in for two variants.
 
 What located effects leave of the z-scores says how much background there is of effects that cannot be located
 (`deepwas.finemapping.background`).
@@ -50,6 +50,7 @@ __all__ = ["Counts", "JointBlock", "Sample", "learn", "locate", "panel_noise"]
 Floats = NDArray[np.float64]
 
 _PRIOR_COUNT = 0.5
+_PAIR_COUNT = 0.1  # pairs of effects in LD, by chance
 _SIZE_COUNT = 0.05  # variants of each number of traits
 _START_SHARE = 0.03
 _SAMPLE = 500_000  # variants times configurations by which psi and a are solved for
@@ -138,7 +139,7 @@ class Counts:
         """The model after one round, and the largest change of a logarithm; sample: to learn psi from, None for 0."""
         slab = (self.kept + self.squares / 2 + _PRIOR_COUNT * start) / (1.5 * self.present + _PRIOR_COUNT)
         step = np.clip(np.log(slab / model.slab), -_LEAP, _LEAP)
-        nearer = (self.close + _PRIOR_COUNT * np.exp(TOGETHER)) / (self.close_by_chance(model) + _PRIOR_COUNT)
+        nearer = (self.close + _PAIR_COUNT * np.exp(TOGETHER)) / (self.close_by_chance(model) + _PAIR_COUNT)
         before = np.array(model.together)
         close = np.clip(before + np.clip(np.log(nearer) - before, -_LEAP, _LEAP), 0.0, _MOST_TOGETHER)
         together = (float(close[0]), float(close[1]))
