@@ -95,6 +95,11 @@ BENCHMARKS = (
         ("quick", "medium", "full"),
     ),
     Benchmark(
+        "sharing",
+        "Does the test of sharing reject at its level where traits are independent, and how often where they are not?",
+        "benchmarks.sharing",
+    ),
+    Benchmark(
         "height",
         "What do learned priors change in fine-mapping height on the example?",
         "benchmarks.height",

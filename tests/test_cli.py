@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -20,36 +18,13 @@ import polars as pl
 import pytest
 
 import deepwas
-from deepwas.cli import main
-from deepwas.cli._console import progress
 from deepwas.specs import validate_json, validate_table
+from tests.commands import Answer, run, succeed
 from tests.synthetic import write_problem
 
 BUILD = ("--build", "GRCh37", "--min-block", "20", "--max-block", "80", "--eigenvalue-floor", "0.05")
 QUICK = ("--network", "linear", "--folds", "4", "--steps", "4", "--evaluate-every", "2", "--batch-blocks", "4")
 TYPES = {"CHR": pl.String, "SNP": pl.String, "A1": pl.String, "A2": pl.String}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Exit code, standard output and standard error of a command."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run(*arguments: object) -> Answer:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
-        main([str(x) for x in arguments])
-    return Answer(end.value.code or 0, out.getvalue(), err.getvalue())
-
-
-def succeed(*arguments: object) -> Answer:
-    answer = run(*arguments)
-    assert answer.code == 0, answer.err
-    return answer
 
 
 def contents(*folders: Path) -> dict[str, str]:
@@ -238,54 +213,6 @@ def test_the_installed_command_answers(made):
     done = subprocess.run([command, "ld", "info", made.gwas], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"deepwas: {made.gwas}: not an HDF5 file")
-
-
-def test_version_and_doctor():
-    assert succeed("--version").out.strip() == f"deepwas {deepwas.__version__}"
-    answer = succeed("doctor")
-    for check in ("packages", "devices", "specifications", "example data", "likelihood by Cholesky and CG"):
-        assert check in answer.out
-    assert answer.out.count("yes") == 6
-    assert "NO" not in answer.out
-
-
-def test_doctor_fails_when_a_check_does(monkeypatch):
-    from deepwas import doctor
-
-    def broken() -> str:
-        raise FileNotFoundError("genes_hg19.bed.gz")
-
-    monkeypatch.setattr(doctor, "_example", broken)
-    answer = run("doctor")
-    assert answer.code == 1
-    assert "genes_hg19.bed.gz" in answer.out
-    assert "checks failed: example data" in answer.err
-
-
-def test_an_interrupt_is_said_and_has_its_own_exit_code(monkeypatch):
-    from deepwas import doctor
-
-    def interrupted() -> list[doctor.Finding]:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(doctor, "examine", interrupted)
-    answer = run("doctor")
-    assert answer.code == 130
-    assert "interrupted" in answer.err
-
-
-def test_long_work_says_how_long_it_may_take(capsys, monkeypatch):
-    now = iter([0.0, 40.0, 100.0])
-    monkeypatch.setattr("deepwas.cli._console.time.monotonic", lambda: next(now, 100.0))
-    with progress("training") as advance:
-        for done in (0, 20, 50):
-            advance(done, 100)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "training: 0 of 100",
-        "training: 20 of 100 (at most 2:40 min left)",
-        "training: 50 of 100 (at most 1:40 min left)",
-    ]
 
 
 # Genotypes
