@@ -5,8 +5,9 @@ Blocks are cut from coalescent regions. Direct effects are drawn under the model
 half and learns them under psi = 0, as in a classification.
 
 Without sharing: a constant prior; priors that follow annotations and rise together for all traits, so that effects on
-two traits do meet more often than in a genome at random; and a path from the first trait to the second, known with an
-error, so that every effect on the first is seen in both. With sharing: psi from 1 to 4.
+two traits do meet more often than in a genome at random; a path from the first trait to the second, known with an
+error, so that every effect on the first is seen in both; and effects that are e^`near` times likelier in LD with one
+another, which look as if they were shared. With sharing: psi from 1 to 4.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ SETTINGS = {
     "constant": "constant priors",
     "annotated": "priors that rise together",
     "path": "a path from trait to trait",
+    "near": "effects that lie near one another",
 }
 
 
@@ -48,7 +50,7 @@ class Problem:
 
     regions, people: of the LD.  m: variants of a block, and blocks: of a data set.  traits: K.  sample_size: N.
     overlap: off-diagonal of C_n.  share: pi, of the variants that act on a trait.  signal: N times the slab.
-    path, path_error: T from the first trait to the second, and its standard error.
+    path, path_error: T from the first trait to the second, and its standard error.  near: log odds.
     runs: data sets with constant priors and no sharing; some_runs: of each other setting without.  power_runs: of each
     psi.  psi: log odds.
     draws: of each test's bootstrap.  off: the slab that a test starts from, over the true one.
@@ -65,6 +67,7 @@ class Problem:
     signal: float = 60.0
     path: float = 0.4
     path_error: float = 0.03
+    near: float = 2.0
     runs: int = 500
     some_runs: int = 200
     power_runs: int = 60
@@ -135,8 +138,8 @@ def _tested(
 def _one(
     problem: Problem, factors: list[NDArray[np.float32]], setting: str, psi: float, rng: np.random.Generator
 ) -> SharingTest:
+    from deepwas.pleiotropy.drawing import draw_block
     from deepwas.pleiotropy.learning import JointBlock
-    from deepwas.pleiotropy.network.calibration import draw_block
     from deepwas.pleiotropy.sharing_test import sharing_test
 
     true = _model(problem, setting, psi)
@@ -175,13 +178,17 @@ def _model(problem: Problem, setting: str, psi: float) -> TraitModel:
     if setting == "path":
         T[0, 1] = problem.path
     excess = np.where(np.arange(K + 1) >= 2, psi, 0.0)
-    return TraitModel(N, C, np.full(K, problem.signal / problem.sample_size), T, excess=excess)
+    near = problem.near if setting == "near" else 0.0
+    slab = np.full(K, problem.signal / problem.sample_size)
+    return TraitModel(N, C, slab, T, excess=excess, together=(near, near))
 
 
 def _believed(problem: Problem, true: TraitModel, setting: str, rng: np.random.Generator) -> TraitModel:
-    """What the test is given: slabs that are off, and the path as an estimate with its error."""
+    """What the test is given: slabs that are off, the path as an estimate with its error, and where learning starts."""
+    from deepwas.pleiotropy.learning import TOGETHER
+
     K = problem.traits
-    model = replace(true, slab=problem.off * true.slab, excess=np.zeros(K + 1))
+    model = replace(true, slab=problem.off * true.slab, excess=np.zeros(K + 1), together=(TOGETHER, TOGETHER))
     if setting != "path":
         return model
     T = np.zeros((K, K))
@@ -232,7 +239,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="#3b4252", lw=0.8, ls=":")
-    for (name, text), colour in zip(SETTINGS.items(), ("#2b6cb0", "#c8442b", "#6b7a3a"), strict=True):
+    for (name, text), colour in zip(SETTINGS.items(), ("#2b6cb0", "#c8442b", "#6b7a3a", "#8b5fbf"), strict=True):
         p = np.asarray(figures["null"][name]["p"])
         at = np.arange(1, figures["settings"]["draws"] + 2) / (figures["settings"]["draws"] + 1)
         left.plot(at, [np.mean(p <= x + 1e-9) for x in at], marker=".", color=colour, lw=1.2, label=text)

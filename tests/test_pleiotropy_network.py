@@ -13,8 +13,9 @@ from flax import nnx
 
 from deepwas.errors import InputError
 from deepwas.pleiotropy.configurations import TraitModel
+from deepwas.pleiotropy.drawing import draw_block
 from deepwas.pleiotropy.learning import JointBlock, locate
-from deepwas.pleiotropy.network.calibration import CalibrationReport, calibration_report, draw_block, plot_reliability
+from deepwas.pleiotropy.network.calibration import CalibrationReport, calibration_report, plot_reliability
 from deepwas.pleiotropy.network.features import BlockFeatures, Channels, block_features, standardised
 from deepwas.pleiotropy.network.fit import corrected, fit_network, gains
 from deepwas.pleiotropy.network.folds import folds_of

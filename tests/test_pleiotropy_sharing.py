@@ -9,8 +9,9 @@ import pytest
 
 from deepwas.errors import InputError
 from deepwas.pleiotropy.configurations import TraitModel, configurations
+from deepwas.pleiotropy.drawing import draw_partners, draw_without_sharing
 from deepwas.pleiotropy.learning import JointBlock, locate
-from deepwas.pleiotropy.sharing_test import _chance, _found, draw_without_sharing, sharing_test
+from deepwas.pleiotropy.sharing_test import _chance, _found, sharing_test
 from tests.dense import ld_matrix
 
 K, SIZE = 2, 24
@@ -56,6 +57,23 @@ def test_data_without_sharing_have_the_models_moments():
     off = (found - expected) / (scale[:, :, None] * scale[:, None, :])
     assert np.abs(off).max() < 0.2
     assert abs(off.mean()) < 0.02
+
+
+def test_an_effect_draws_others_near_it_as_the_log_odds_say():
+    G, pi, together, row = factor(), 0.05, (1.0, 2.0), 11
+    near = (G.T @ G[:, row]) ** 2 > 0.2
+    near[row] = False
+    rng, each = np.random.default_rng(2), np.eye(K, dtype=bool)
+    found, draws = np.zeros((SIZE, K)), 4000
+    for _ in range(draws):
+        at = draw_partners(G, np.array([row]), each[:1], np.full((SIZE, K), pi), each, together, rng)
+        found[at] += 1
+    expected = draws * pi * (np.exp(together) - 1) / 2
+    assert 0 < near.sum() < SIZE - 1
+    assert not found[~near].any()
+    assert (np.abs(found[near] - expected) < 5 * np.sqrt(expected)).all()
+    nothing = draw_partners(G, np.array([row]), each[:1], np.full((SIZE, K), pi), each, (0.0, 0.0), rng)
+    assert [len(x) for x in nothing] == [0, 0]
 
 
 def test_numbers_of_shared_variants_are_those_of_the_configurations():

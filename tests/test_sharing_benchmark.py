@@ -29,7 +29,7 @@ def small(monkeypatch) -> sharing.Problem:
 def test_a_small_problem_from_end_to_end(small, tmp_path):
     found = sharing.measure(True, lambda *_: None)
     assert {name: row["rejected"]["runs"] for name, row in found["null"].items()} == {
-        "constant": 4, "annotated": 1, "path": 1,
+        "constant": 4, "annotated": 1, "path": 1, "near": 1,
     }  # fmt: skip
     for row in (*found["null"].values(), *found["power"]):
         p = 20 * np.array(row["p"])

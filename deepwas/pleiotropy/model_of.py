@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.errors import InputError
+from deepwas.finemapping.block import BlockEffects
 from deepwas.pleiotropy.configurations import (
     MOST_TRAITS,
     TraitModel,
@@ -132,7 +133,8 @@ def learn_model(
 
     if model.traits > MOST_TRAITS:
         how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
-        model = grown(locate(blocks, model, **how), model)
+        each = locate(blocks, model, **how)
+        model = grown(_said(each, "looking for sets of traits", len(blocks), progress), model)
     model, rounds = learned(model)
     if options.confounders and model.traits > 2:
         factors = _factors(every, model, options, panel, progress)
@@ -150,6 +152,16 @@ def learn_model(
     return model, direct, rounds
 
 
+def _said(
+    located: Iterator[tuple[JointBlock, Floats, BlockEffects]], what: str, total: int, progress: Say | None
+) -> Iterator[tuple[JointBlock, Floats, BlockEffects]]:
+    """The same, with progress."""
+    for done, one in enumerate(located, start=1):
+        if progress is not None:
+            progress(what, done, total)
+        yield one
+
+
 def _factors(
     blocks: BlocksToLocate,
     model: TraitModel,
@@ -163,9 +175,7 @@ def _factors(
     n = np.sqrt(model.sample_size)
     effects, weights = [], []
     each = locate(blocks, model, slots=options.max_effects, candidates=options.candidates, panel=panel)
-    for done, (block, _, found) in enumerate(each, start=1):
-        if progress is not None:
-            progress("looking for heritable factors", done, len(blocks))
+    for block, _, found in _said(each, "looking for heritable factors", len(blocks), progress):
         G = np.asarray(block.factor, np.float64)
         u = found.mean @ model.forward
         left = block.whitened - G @ u

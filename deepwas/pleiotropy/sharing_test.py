@@ -10,7 +10,8 @@ trait k as the z-scores show: how many effects a trait has by chance says nothin
 The bound that learning climbs has no chi-square null, so the null distribution is simulated: on the same blocks, with
 the same factors G, direct effects are drawn from their priors, D_jk = delta_jk N(0, s_k) with P(delta_jk = 1) = pi_jk,
 and z-scores whitened as the data's are, y = G D (I - T)^-1 diag(sqrt N) + E with rows E_i ~ N(0, C_n) and the model's
-background; effects are located in them as in the data. Of n draws, p = (1 + number of statistics >= the data's) /
+background, effects as much likelier near one another as the model has it (`deepwas.pleiotropy.drawing`); they are
+located as in the data. Of n draws, p = (1 + number of statistics >= the data's) /
 (1 + n): never below 1 / (1 + n).
 
 Slabs, T and C_n are held at their estimates in all draws, so the test is exact up to their error.
@@ -29,9 +30,10 @@ from numpy.typing import NDArray
 from deepwas.errors import InputError
 from deepwas.finemapping.block import BlockEffects
 from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
-from deepwas.pleiotropy.learning import JointBlock, learn, locate, panel_noise
+from deepwas.pleiotropy.drawing import draw_without_sharing
+from deepwas.pleiotropy.learning import JointBlock, learn, locate
 
-__all__ = ["SharingTest", "draw_without_sharing", "sharing_test"]
+__all__ = ["SharingTest", "sharing_test"]
 
 Floats = NDArray[np.float64]
 
@@ -119,7 +121,12 @@ def sharing_test(
     K, total = model.traits, rounds + 1 + draws
     null = replace(model.believed(), excess=np.zeros(K + 1), offsets=np.zeros(K), follows=1.0)
     if rounds:
-        null, _ = learn(blocks, null, share=False, rounds=rounds, **settings)
+
+        def say(done: int, _: int) -> None:
+            if progress is not None:
+                progress(done // len(blocks), total)
+
+        null, _ = learn(blocks, null, share=False, rounds=rounds, progress=say, **settings)
     done = rounds
     prior: list[Floats] = []
 
@@ -181,30 +188,6 @@ def _chance(prior: Floats, present: Floats) -> Floats:
     none = np.prod(1 - q, axis=1)
     one = none * np.sum(q / (1 - q), axis=1)
     return np.concatenate([q.T @ q, np.full((1, prior.shape[1]), np.sum(1 - none - one))])
-
-
-def draw_without_sharing(
-    block: JointBlock, model: TraitModel, rng: np.random.Generator, panel: float | None = None
-) -> NDArray[np.floating]:
-    """Whitened z-scores (k, K) of a block whose traits act on variants independently, drawn from the model.
-
-    panel: people that the LD was estimated from; its error adds to the noise as `locate` takes it to.
-
-    Heritable factors act as the model has them. T is drawn from the model's draws, where it has some.
-    """
-    k, m = block.factor.shape
-    K = model.traits
-    pi = np.minimum(block.direct / model.slab[None, :], MOST_LIKELY)
-    D = (rng.random((m, K)) < pi) * rng.normal(size=(m, K)) * np.sqrt(model.slab)[None, :]
-    used = model if not len(model.draws) else replace(model, T=model.draws[rng.integers(len(model.draws))])
-    u = D @ used.forward
-    for a, odds in zip(model.loadings, model.factor_odds, strict=True):
-        acts = rng.random(m) < 1 / (1 + np.exp(-odds))
-        u += (acts * rng.normal(size=m))[:, None] * (a * np.sqrt(model.sample_size))[None, :]
-    level = model.noise if panel is None else panel_noise(model.noise, u.T @ u / panel)
-    noise = rng.normal(size=(k, K)) @ np.linalg.cholesky(level).T
-    noise += model.draw_background(block.factor, block.direct, rng)
-    return np.asarray(np.asarray(block.factor, np.float64) @ u + noise, block.whitened.dtype)
 
 
 class _Drawn(Sequence[JointBlock]):

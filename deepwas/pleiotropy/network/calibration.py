@@ -1,11 +1,7 @@
 """Calibration by held-out simulation: data drawn from the fitted model on real LD blocks, and classified anew.
 
-    delta_j ~ the learned configuration model,   u_j | delta_j ~ N(0, V_delta),   y = G U + E,   E ~ N(0, I, C_n),
-
-y (k, K) the whitened z-scores of a block with factor G, and the model's background beside them. This shows whether the
-probabilities mean what they say *if the model holds*: it measures what inference approximates, not what the model
-leaves out. With LD of a panel of n people the noise of every direction rises by U^T U / n, as the first pass assumes it
-does.
+This shows whether the probabilities mean what they say *if the model holds* (`deepwas.pleiotropy.drawing`): it measures
+what inference approximates, not what the model leaves out.
 """
 
 from __future__ import annotations
@@ -19,11 +15,12 @@ from numpy.typing import NDArray
 
 from deepwas.errors import InputError
 from deepwas.pleiotropy.configurations import TraitModel
-from deepwas.pleiotropy.learning import JointBlock, locate, panel_noise
+from deepwas.pleiotropy.drawing import draw_block
+from deepwas.pleiotropy.learning import JointBlock, locate
 from deepwas.pleiotropy.network.features import BlockFeatures, block_features
 from deepwas.pleiotropy.network.metrics import figures, reliability
 
-__all__ = ["CalibrationReport", "calibration_report", "draw_block", "plot_reliability"]
+__all__ = ["CalibrationReport", "calibration_report", "plot_reliability"]
 
 Floats = NDArray[np.float64]
 
@@ -119,28 +116,6 @@ def calibration_report(
     p = np.concatenate([b.posterior[b.scored] for b in found])
     truth = np.concatenate([np.asarray(b.truth)[b.scored] for b in found])
     return CalibrationReport({"P_PLEIOTROPY": p}, truth, len(found), found)
-
-
-def draw_block(
-    block: JointBlock, log_odds: Floats, model: TraitModel, rng: np.random.Generator, *, panel: float | None = None
-) -> tuple[JointBlock, NDArray[np.bool_]]:
-    """The block with whitened z-scores drawn from the model, and which variants act on two traits or more, (m,)."""
-    weights = np.exp(np.concatenate([np.zeros((len(log_odds), 1)), log_odds], axis=1) - np.maximum(log_odds.max(), 0))
-    cumulated = np.cumsum(weights, axis=1)
-    chosen = (rng.random((len(log_odds), 1)) * cumulated[:, -1:] >= cumulated).sum(axis=1) - 1
-    acting = np.flatnonzero(chosen >= 0)
-    u = np.zeros((len(log_odds), model.traits))
-    root = np.asarray(model.classes.root)[chosen[acting]]
-    u[acting] = np.einsum("jki,ji->jk", root, rng.normal(size=(len(acting), root.shape[2])))
-    noise = model.noise
-    if panel is not None:
-        noise = panel_noise(noise, u.T @ u / panel)
-    k = len(block.whitened)
-    y = np.asarray(block.factor, np.float64) @ u + rng.normal(size=(k, model.traits)) @ np.linalg.cholesky(noise).T
-    y += model.draw_background(block.factor, block.direct, rng)
-    several = np.zeros(len(log_odds), bool)
-    several[acting] = model.masks[chosen[acting]].sum(axis=1) >= 2
-    return replace(block, whitened=y.astype(block.whitened.dtype)), several
 
 
 def plot_reliability(report: CalibrationReport, path: Any) -> None:
