@@ -31,6 +31,8 @@ _GENOME_WIDE = 5e-8
 _LEAST = 0.005  # inclusion probability drawn
 _SMALL = 7  # points, of words in panels
 _LINES = 8  # of genes or sets, at most
+_LEGEND = 6.0  # inches, beside the words
+_LARGER = 150.0  # points squared, the first trait's marks over the last's
 
 
 def plot_locus(view: LocusView, path: str | os.PathLike[str]) -> None:
@@ -61,7 +63,8 @@ def locus_figure(view: LocusView) -> Figure:
     strongest = [next(panels) for _ in view.traits]
     for axis, trait in zip(strongest, view.traits, strict=True):
         drawn = _association(axis, view, trait)
-    figure.colorbar(drawn, ax=strongest, label="r² to the lead", pad=0.01, aspect=12 * len(strongest), fraction=0.03)
+    label = f"r² to {view.variants['SNP'][view.lead]} (◇)"
+    figure.colorbar(drawn, ax=strongest, label=label, pad=0.01, aspect=12 * len(strongest), fraction=0.03)
     _inclusion(next(panels), view)
     if view.sets.height:
         _sets(next(panels), view, sets, low, high)
@@ -122,9 +125,9 @@ def _inclusion(axis: Axes, view: LocusView) -> None:
     for k, trait in enumerate(view.traits):  # the first are largest, so that equal ones are seen behind each other
         pip = view.values("PIP", trait)
         seen = pip >= _LEAST
-        colour, mark = _COLOURS[k % len(_COLOURS)], _MARKS[k % len(_MARKS)]
+        colour, mark = _COLOURS[k % len(_COLOURS)], _MARKS[(k + k // len(_COLOURS)) % len(_MARKS)]
         style: dict[str, Any] = {
-            "s": 26 + 18 * (len(view.traits) - 1 - k),
+            "s": 26 + min(18.0, _LARGER / len(view.traits)) * (len(view.traits) - 1 - k),
             "marker": mark,
             "linewidths": 0.9,
             "edgecolors": colour,
@@ -135,7 +138,9 @@ def _inclusion(axis: Axes, view: LocusView) -> None:
     axis.set_ylabel("inclusion\nprobability", fontsize=9)
     if len(view.traits) > 1:
         place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.97), "borderaxespad": 0}
-        axis.legend(frameon=False, fontsize=8, ncols=len(view.traits), handletextpad=0.1, **place)
+        longest = max(_inches(name) for name in view.traits)
+        columns = max(1, min(len(view.traits), int(_LEGEND / (longest + 0.4))))
+        axis.legend(frameon=False, fontsize=8, ncols=columns, handletextpad=0.1, **place)
     axis.text(0.006, 1.0, "filled: in a credible set", transform=axis.transAxes, fontsize=7.5, va="bottom", color=_INK)
 
 

@@ -60,17 +60,19 @@ def _genome(part: Any, found: FineMap) -> None:
     x = seen["BP"].to_numpy() + np.array([starts[name] for name in seen["CHR"]])
     pip, flagged = seen["PIP"].to_numpy(), seen["FLAG"].is_not_null().to_numpy()
     within = seen["CREDIBLE_SET"].to_numpy() > 0
-    for rows, colour, label, size in (
-        (~within & ~flagged, _INK, "in no credible set", 5),
-        (within & ~flagged, _SET, "in a credible set", 9),
-        (flagged, _FLAGGED, "in an LD block flagged for mismatch", 9),
+    for rows, colour, edge, label, size in (
+        (flagged & ~within, _FLAGGED, "none", "LD block flagged for mismatch", 9),
+        (~flagged & ~within, _INK, "none", "in no credible set", 5),
+        (flagged & within, _FLAGGED, _SET, "in a credible set, LD block flagged", 14),
+        (~flagged & within, _SET, "none", "in a credible set", 9),
     ):
         if rows.any():
-            axis.scatter(x[rows], pip[rows], s=size, color=colour, linewidths=0, label=label)
+            style: dict[str, Any] = {"s": size, "facecolor": colour, "edgecolor": edge, "linewidths": 0.8}
+            axis.scatter(x[rows], pip[rows], label=label, **style)
     axis.set_ylim(0, 1.03)
     axis.set_ylabel(f"inclusion probability\n(from {_LEAST:g})")
     if len(seen):
-        axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+        axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
     if len(names) == 1:
         axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:.4g}")
         axis.set_xlabel(f"chromosome {names[0]}, Mb")
