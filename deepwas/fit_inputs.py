@@ -23,7 +23,7 @@ from deepwas.runs import FORMAT, FORMAT_VERSION
 from deepwas.sumstats import HarmonisedSumstats, QCOptions, SumStats, harmonise, read_harmonised, read_sumstats
 from deepwas.tally import Tally
 
-__all__ = ["FitInputs", "annotated", "describe_windows", "harmonised", "read_inputs"]
+__all__ = ["FitInputs", "annotated", "describe_windows", "described", "harmonised", "read_inputs"]
 
 
 @dataclass(frozen=True)
@@ -185,12 +185,7 @@ def _first_record(
     }
     if features is not None:
         tally.extend(features.tally)
-        inputs["annotations"] = {
-            "names": list(features.names),
-            "sources": features.sources,
-            "files": [{"name": Path(name).name, "sha256": checksum} for name, checksum in features.files.items()],
-            "content": _digest(features.values),
-        }
+        inputs["annotations"] = described(features)
     inputs |= {name: None if found is None else describe_windows(found) for name, found in windows.items()}
     return {
         "format": FORMAT,
@@ -201,6 +196,16 @@ def _first_record(
         "options": options.as_dict(),
         "inputs": inputs,
         "counts": tally.as_list(),
+    }
+
+
+def described(features: Annotations) -> dict[str, Any]:
+    """Annotations by their names, sources, files and content, JSON-ready."""
+    return {
+        "names": list(features.names),
+        "sources": features.sources,
+        "files": [{"name": Path(name).name, "sha256": checksum} for name, checksum in features.files.items()],
+        "content": _digest(features.values),
     }
 
 

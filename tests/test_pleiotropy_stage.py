@@ -15,7 +15,10 @@ from deepwas.ld import LDBlock
 from deepwas.ld.write import write_ld
 from deepwas.pleiotropy import PleiotropyOptions, TraitEffects, classify
 from deepwas.pleiotropy import beside as beside_module
+from deepwas.pleiotropy.configurations import TraitModel
+from deepwas.pleiotropy.learning import JointBlock
 from deepwas.pleiotropy.network import CalibrationReport, NetworkOptions
+from deepwas.pleiotropy.network.stage import first_pass
 from deepwas.posterior.progress import Computed
 from deepwas.sumstats import HarmonisedSumstats
 from tests.dense import ld_matrix
@@ -82,6 +85,9 @@ def labelled(world):
     known = ["pleiotropic"] * 4 + ["none"] * BLOCKS
     path = world.folder / "labels.tsv"
     pl.DataFrame({"SNP": [*rows, "rs-elsewhere"], "CLASS": [*known, "single"]}).write_csv(path, separator="\t")
+    known = np.isin(np.arange(SIZE * BLOCKS), world.shared).astype(float)
+    table = world.store.variants.select("SNP", "CHR", "BP", "A1", "A2").with_columns(enhancer=known, other=known[::-1])
+    table.with_columns(pl.col("other").replace(1.0, None)).write_csv(world.folder / "annotations.tsv", separator="\t")
     small = NetworkOptions(folds=2, epochs=2, depth=1, width=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deepwas.pleiotropy.network.NetworkOptions", lambda seed: small)
@@ -90,6 +96,7 @@ def labelled(world):
             world.store,
             sumstats=world.z,
             labels=path,
+            annotations=world.folder / "annotations.tsv",
             options=PleiotropyOptions(network=True, bootstrap=4, **HOW),
             out=world.folder / "out",
             **world.given,
@@ -103,6 +110,8 @@ def test_a_classification_with_networks_says_what_they_did(world, labelled):
     assert network["labels"]["positive"] >= 4
     assert set(network["ablations"]["prior"]) == {"none", "supervised", "generative", "both"}
     assert record["labels"] == {"source": "labels.tsv", "positive": 4, "negative": BLOCKS}
+    assert record["annotations"]["names"] == ["enhancer"]  # the other one does not vary where it is known
+    assert [x["name"] for x in record["annotations"]["files"]] == ["annotations.tsv"]
     assert any(row["first"] == f"line {BLOCKS + 6}" and row["count"] == 1 for row in record["counts"])
     score = labelled.variants["P_NETWORK"]
     assert score.null_count() == 0
@@ -156,9 +165,26 @@ def test_a_classification_stands_where_networks_cannot_be_trained(world, monkeyp
     assert found.variants["P_PLEIOTROPY"][world.shared].mean() > 0.8
 
 
-def test_labels_without_networks_are_refused(world):
-    with pytest.raises(InputError, match="network is False"):
-        classify(world.priors, world.store, sumstats=world.z, labels=world.folder / "labels.tsv")
+@pytest.mark.parametrize("what", ["labels", "annotations"])
+def test_what_networks_alone_read_is_refused_without_them(world, what):
+    with pytest.raises(InputError, match=f"{what} are given and network is False"):
+        classify(world.priors, world.store, sumstats=world.z, **{what: world.folder / "x.tsv"})
+
+
+def test_the_prior_network_reads_annotations():
+    rng = np.random.default_rng(0)
+    G = np.linalg.cholesky(ld_matrix("ar1", SIZE, rng)).T
+    model = TraitModel(np.full(2, N), np.eye(2), np.full(2, 16e-4), np.zeros((2, 2)))
+    direct = np.full((SIZE, 2), 0.03 * 16e-4)
+    blocks = [JointBlock(G, rng.normal(size=(SIZE, 2)), direct, slice(SIZE * i, SIZE * (i + 1))) for i in range(2)]
+    columns = rng.normal(size=(2 * SIZE, 3)).astype(np.float32)
+    how = {"scored": [slice(0, SIZE)] * 2, "chromosomes": ["1", "1"], "candidates": 16}
+    plain = first_pass(blocks, model, **how)
+    found = first_pass(blocks, model, annotations=columns.__getitem__, **how)
+    for block, before, after in zip(blocks, plain, found, strict=True):
+        n = before.free.shared.shape[1]
+        np.testing.assert_array_equal(after.free.shared[:, :n], before.free.shared)
+        np.testing.assert_array_equal(after.free.shared[:, n:], columns[block.rows])
 
 
 def test_what_stands_beside_is_read_back_as_it_was(tmp_path):

@@ -77,6 +77,13 @@ def pleiotropy(
         Path | None,
         typer.Option(help="With --network: table of variants and their CLASS, to learn from.", show_default=False),
     ] = None,
+    annotations: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --network: annotations, as of fit, for the network that corrects priors. Repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
     calibration_blocks: Annotated[
         int, typer.Option(help="LD blocks on which probabilities are checked by simulation; 0 for none.")
     ] = 30,
@@ -130,8 +137,9 @@ def pleiotropy(
         )
     if trait_effects is not None and no_vertical:
         raise InputError("--trait-effects and --no-vertical: effects of trait on trait are one or the other.")
-    if labels is not None and not network:
-        raise InputError("--labels teach the networks only: give --network, too.")
+    for flag, given_too in (("--labels", labels), ("--annotations", annotations)):
+        if given_too and not network:
+            raise InputError(f"{flag}: only the networks read them. Give --network, too.")
     for name in z:
         if name not in given:
             raise InputError(f"--sumstats {name}=...: {name} is no trait here: {', '.join(given)}.")
@@ -150,6 +158,8 @@ def pleiotropy(
     ):
         if table is not None:
             require_file(table, f"a table of {what}")
+    for path in annotations or ():
+        require_file(path, "annotations")
 
     from deepwas.posterior.progress import require_folder
     from deepwas.runs import load_fit
@@ -172,6 +182,7 @@ def pleiotropy(
             noise_correlation=noise_correlation,
             trait_effects=trait_effects,
             labels=labels,
+            annotations=annotations or None,
             options=options,
             out=out,
             resume=resume,

@@ -62,13 +62,14 @@ def beside_of(
     model: TraitModel,
     options: PleiotropyOptions,
     labels: Labels | None,
+    annotations: NDArray[np.float32] | None,
     how: dict[str, Any],
     computed: Computed,
     say: Progress,
 ) -> tuple[Beside, Corrections]:
     """Test of sharing, networks and calibration; and the networks' corrections by block, if they are any use.
 
-    computed: keeps the test as soon as it is done.
+    annotations: (M, A), standardised, for the networks.  computed: keeps the test as soon as it is done.
     """
     from deepwas.pleiotropy.network import calibration_report
     from deepwas.pleiotropy.sharing_test import sharing_test
@@ -91,6 +92,7 @@ def beside_of(
     chromosomes = [str(store.variants["CHR"][joint.rows(i).start]) for i in range(len(joint))]
     report = None
     notes: list[str] = []
+    read = None if annotations is None else annotations.__getitem__
 
     def simulated(used: BlocksToLocate) -> CalibrationReport:
         return calibration_report(
@@ -98,6 +100,7 @@ def beside_of(
             model,
             scored=scored,
             chromosomes=chromosomes,
+            annotations=read,
             n_blocks=number,
             seed=options.seed,
             progress=lambda done, total: say("simulating to calibrate", done, total),
@@ -119,6 +122,7 @@ def beside_of(
             model,
             scored=scored,
             chromosomes=chromosomes,
+            annotations=read,
             progress=lambda done, total: say("first pass over LD blocks", done, total),
             **how,
         )

@@ -17,8 +17,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deepwas import __version__
+from deepwas.annotations import Annotations, Standardiser
 from deepwas.errors import InputError
 from deepwas.files import write_json, write_text
+from deepwas.fit_inputs import annotated, described
 from deepwas.ld import LDStore, open_ld
 from deepwas.pleiotropy.beside import Beside, beside_of, kept_or
 from deepwas.pleiotropy.calls import block_columns, block_figures, loci_of, names_of_values, values_of
@@ -103,6 +105,7 @@ def classify(
     noise_correlation: Floats | PathLike | None = None,
     trait_effects: TraitEffects | PathLike | None = None,
     labels: Labels | PathLike | None = None,
+    annotations: Annotations | PathLike | Sequence[PathLike] | None = None,
     options: PleiotropyOptions | None = None,
     out: PathLike | None = None,
     resume: bool = False,
@@ -122,6 +125,9 @@ def classify(
     trait_effects: instead of an estimate; or a table CAUSE EFFECT T SE, with PROBABILITY if an effect is not certain.
     labels: what is known of variants, or a table as data_specs/pleiotropy_labels.schema.json has it; with
         options.network only. A mixture labels the others that it is sure of.
+    annotations: of the store's variants, as for `fit`; with options.network only. The network that corrects prior log
+        odds of two traits or more reads them beside the priors and LD: what raises one trait's prior may say more, or
+        less, of several.
     out: folder to write (see `Pleiotropy.write`); what is computed is kept there every 20 seconds.
     resume: go on with an interrupted classification in `out`, of the same inputs and options.
     progress: called as progress(what, done, total).
@@ -134,8 +140,9 @@ def classify(
     given = named(runs, "runs")
     store = ld if isinstance(ld, LDStore) else open_ld(ld)
     names = tuple(given)
-    if labels is not None and not options.network:
-        raise InputError("labels are given and network is False: they would teach nothing. Set one or leave the other.")
+    for name, value in (("labels", labels), ("annotations", annotations)):
+        if value is not None and not options.network:
+            raise InputError(f"{name} are given and network is False: nothing reads them. Set one or leave the other.")
     if trait_effects is not None and not options.vertical:
         raise InputError("trait_effects are given and vertical is False: T is one or the other. Leave one out.")
     if options.network and len(names) > MOST_TRAITS:
@@ -147,6 +154,7 @@ def classify(
         from deepwas.pleiotropy.network import read_labels
 
         known = read_labels(known, store.variants)
+    features = annotated(annotations, store)
     noise = noise_correlation
     if isinstance(noise, str | os.PathLike):
         noise = read_noise(noise, names)
@@ -156,7 +164,11 @@ def classify(
     traits = read_traits(given, store, sumstats, options.missing_prior)
     if known is not None:
         traits.tally.extend(known.tally)
-    record = _first_record(store, traits, options, noise, effects, known)
+    record = _first_record(store, traits, options, noise, effects, known, features)
+    columns = None
+    if features is not None:
+        traits.tally.extend(features.tally)
+        columns = Standardiser.fit(features).transform(features, tally=traits.tally)
     folder = None if out is None else claim_folder(Path(out), RECORD, "classification", record["identity"], resume)
     with ExitStack() as stack:
         cache = Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-"))) / "whitened.h5"
@@ -176,7 +188,7 @@ def classify(
             columns=block_columns(len(traits.names)),
         )
         with closing(computed):
-            model, extra = _compute(store, traits, joint, structure, options, known, computed, say)
+            model, extra = _compute(store, traits, joint, structure, options, known, columns, computed, say)
         found = _result(record, store, traits, joint, structure, model, extra, options, computed)
     if folder is not None:
         found.write(folder)
@@ -191,6 +203,7 @@ def _first_record(
     noise: Floats | None,
     effects: TraitEffects | None,
     labels: Labels | None,
+    features: Annotations | None,
 ) -> dict[str, Any]:
     given = {
         "format": "deepwas-pleiotropy",
@@ -205,6 +218,7 @@ def _first_record(
         "options": options.as_dict(),
         "noise_correlation": "estimated" if noise is None else "given",
         "labels": None if labels is None else labels.record,
+        "annotations": None if features is None else described(features),
         "trait_effects": "given" if effects is not None else "estimated" if options.vertical else "held at 0",
     }
     digest = hashlib.sha256(json.dumps(given).encode())
@@ -225,6 +239,7 @@ def _compute(
     structure: Structure,
     options: PleiotropyOptions,
     labels: Labels | None,
+    annotations: NDArray[np.float32] | None,
     computed: Computed,
     say: Progress,
 ) -> tuple[TraitModel, Beside]:
@@ -248,7 +263,9 @@ def _compute(
     everything = BlocksToLocate(joint, direct, range(len(joint)), shapes)
     extra, shared = kept_or(
         computed,
-        lambda: beside_of(store, traits.names, joint, everything, model, options, labels, how, computed, say),
+        lambda: beside_of(
+            store, traits.names, joint, everything, model, options, labels, annotations, how, computed, say
+        ),
     )
     order = [i for group in groups for i in group if not computed.done[i]]
     blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order], shared)

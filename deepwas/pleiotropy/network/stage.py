@@ -27,13 +27,16 @@ def first_pass(
     *,
     scored: Sequence[slice],
     chromosomes: Sequence[str],
+    annotations: Callable[[slice], NDArray[np.floating]] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **how: Any,
 ) -> list[BlockFeatures]:
-    """Features of every block, in order; how: arguments of `locate`."""
+    """Features of every block, in order; annotations: of the rows of a block.  how: arguments of `locate`."""
     out: list[BlockFeatures] = []
     for i, (block, odds, found) in enumerate(locate(blocks, model, **how)):
-        out.append(block_features(block, odds, found, model, scored=scored[i], chromosome=chromosomes[i]))
+        own = None if annotations is None else annotations(block.rows)
+        each: dict[str, Any] = {"scored": scored[i], "chromosome": chromosomes[i], "annotations": own}
+        out.append(block_features(block, odds, found, model, **each))
         if progress is not None:
             progress(i + 1, len(blocks))
     return out
