@@ -100,6 +100,12 @@ BENCHMARKS = (
         "benchmarks.sharing",
     ),
     Benchmark(
+        "networks",
+        "What do semi-supervised networks add to a classification, with labels, without, and with annotations?",
+        "benchmarks.networks",
+        ("quick", "full"),
+    ),
+    Benchmark(
         "height",
         "What do learned priors change in fine-mapping height on the example?",
         "benchmarks.height",

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from deepwas.pleiotropy.configurations import TraitModel
     from deepwas.pleiotropy.genome import Structure
     from deepwas.pleiotropy.joint import JointBlocks, Traits
+    from deepwas.pleiotropy.model_of import BlocksToLocate
 
-__all__ = ["Analysis", "Reference", "analyse", "prior_of", "reference"]
+__all__ = ["Analysis", "Prepared", "Reference", "analyse", "prepare", "prior_of", "reference"]
 
 Array = NDArray[np.float64]
 Say = Callable[[str, int, int], None]
@@ -166,24 +167,37 @@ def _traits(simulated: Simulated, f: Array) -> Traits:
     return Traits(names, simulated.z, f, np.asarray(simulated.N, np.float64), observed, [{} for _ in names], Tally())
 
 
-def analyse(
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A replicate with what all blocks share learned: everything before blocks are located for good.
+
+    direct: (M, K), d.  blocks: all of them, in an order that keeps equal shapes together; order: their numbers.
+    how: arguments of `deepwas.pleiotropy.learning.locate`.
+    """
+
+    traits: Traits
+    joint: JointBlocks
+    structure: Structure
+    model: TraitModel
+    direct: Array
+    rounds: int
+    blocks: BlocksToLocate
+    order: list[int]
+    how: dict[str, Any]
+    seconds: dict[str, float]
+
+
+def prepare(
     simulated: Simulated,
     *,
     prior: str | Array = "flat",
     structure: str | Structure = "estimated",
     options: PleiotropyOptions | None = None,
     progress: Say | None = None,
-) -> Analysis:
-    """One replicate through the steps of `deepwas.pleiotropy.classify`, in memory.
-
-    prior: see `prior_of`.
-    structure: C_n and T, "estimated", or "true": the simulated ones, without error; or as another analysis of the same
-        z-scores found them.
-    """
+) -> Prepared:
+    """Whiten, estimate the traits' structure, and learn the model; arguments as of `analyse`."""
     from deepwas.pleiotropy import PleiotropyOptions, TraitEffects
-    from deepwas.pleiotropy.calls import classify_probabilities, loci_of, names_of_values, read_loci, values_of
     from deepwas.pleiotropy.genome import structure_of
-    from deepwas.pleiotropy.learning import locate
     from deepwas.pleiotropy.model_of import BlocksToLocate, learn_model
     from deepwas.training.packing import padded_shape, plan_shapes
 
@@ -191,16 +205,9 @@ def analyse(
         raise InputError(f"structure is {structure!r}; it is 'estimated' or 'true'.")
     options = options or PleiotropyOptions()
     seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(part: str) -> Iterator[None]:
-        begun = time.process_time()
-        yield
-        seconds[part] = time.process_time() - begun
-
-    with timed("whitening"):
+    with _timed(seconds, "whitening"):
         traits, joint = _traits(simulated, prior_of(simulated, prior)), _joint(simulated)
-    with timed("structure"):
+    with _timed(seconds, "structure"):
         if isinstance(structure, str):
             known: dict[str, Any] = {}
             if structure == "true":
@@ -216,23 +223,49 @@ def analyse(
         for i in group:
             shapes[i] = shape
     people = float(joint.store.n_samples)
-    with timed("learning"):
+    with _timed(seconds, "learning"):
         model, direct, rounds = learn_model(traits, joint, found, shapes, options, people, progress)
-    names = names_of_values(len(traits.names))
-    value = {name: np.zeros(len(direct)) for name in names}
+    order = [i for group in groups for i in group]
+    blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order])
+    how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": people}
+    return Prepared(traits, joint, found, model, direct, rounds, blocks, order, how, seconds)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Keep a part's processor time."""
+    begun = time.process_time()
+    yield
+    seconds[part] = time.process_time() - begun
+
+
+def analyse(
+    simulated: Simulated,
+    *,
+    prior: str | Array = "flat",
+    structure: str | Structure = "estimated",
+    options: PleiotropyOptions | None = None,
+    progress: Say | None = None,
+) -> Analysis:
+    """One replicate through the steps of `deepwas.pleiotropy.classify`, in memory.
+
+    prior: see `prior_of`.
+    structure: C_n and T, "estimated", or "true": the simulated ones, without error; or as another analysis of the same
+        z-scores found them.
+    """
+    from deepwas.pleiotropy import PleiotropyOptions
+    from deepwas.pleiotropy.calls import classify_probabilities, loci_of, names_of_values, read_loci, values_of
+    from deepwas.pleiotropy.learning import locate
+
+    options = options or PleiotropyOptions()
+    made = prepare(simulated, prior=prior, structure=structure, options=options, progress=progress)
+    joint, model, found = made.joint, made.model, made.structure
+    names = names_of_values(len(made.traits.names))
+    value = {name: np.zeros(len(made.direct)) for name in names}
     loci: list[Locus] = []
-    with timed("locating"):
-        order = [i for group in groups for i in group]
-        blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order])
-        each = locate(
-            blocks,
-            model,
-            slots=options.max_effects,
-            candidates=options.candidates,
-            coverage=options.coverage,
-            panel=people,
-        )
-        for i, (block, _, located) in zip(order, each, strict=True):
+    with _timed(made.seconds, "locating"):
+        each = locate(made.blocks, model, coverage=options.coverage, **made.how)
+        for i, (block, _, located) in zip(made.order, each, strict=True):
             scored, rows = joint.scored(i), joint.scored_rows(i)
             for name, x in zip(names, values_of(located, model, scored, found.passing), strict=True):
                 value[name][rows] = x
@@ -244,4 +277,4 @@ def analyse(
     klass = classify_probabilities(*(value[x] for x in ("pleiotropy", "single", "vertical", "confounder", "apart")))
     nearest = np.array([one.nearest for one in loci])
     unresolvable = nearest > UNRESOLVABLE
-    return Analysis(value, klass, loci, shared, unresolvable, found, model, rounds, seconds)
+    return Analysis(value, klass, loci, shared, unresolvable, found, model, made.rounds, made.seconds)
