@@ -281,6 +281,7 @@ def test_the_command_goes_on_to_the_same_files(world, found, monkeypatch, capsys
         (["a=x", "a=y"], "a is given twice"),
         ([f"t{k}=x" for k in range(21)], "21 traits are given; at most 20"),
         (["x/run", "y/run"], "two traits are called 'run'"),
+        (["x/run", "x/run"], "x/run is given twice"),
         (["a=x", "b=y", "--fdr", "2"], "--fdr is 2.0"),
         (["a=x", "b=y", "--sumstats", "z"], "--sumstats 'z': give a trait's name"),
         (["a=x", "b=y"], "x: no such file"),
@@ -295,6 +296,10 @@ def test_traits_that_do_not_belong_together_are_refused(world):
     priors, z = inputs(world)
     with pytest.raises(InputError, match="pleiotropy needs two traits or more"):
         classify({"a": priors["a"]}, world.store, sumstats=z)
+    with pytest.raises(InputError, match="run is given twice"):
+        classify(["x/run", "x/run"], world.store)
+    with pytest.raises(InputError, match="two runs are called 'run'. Give a mapping"):
+        classify(["x/run", "y/run"], world.store)
     copy = world.gwas(-world.z[:, 0] + 0.05 * world.z[:, 1], "a")
     with pytest.raises(InputError, match=r"a and b are the same trait: their z-scores correlate at -0\.99"):
         classify({x: priors[x] for x in "ab"}, world.store, sumstats={"a": z["a"], "b": copy})

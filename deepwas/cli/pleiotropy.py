@@ -210,7 +210,8 @@ def _traits(texts: list[str]) -> dict[str, Path]:
         if not key or not value:
             raise InputError(f"{text!r}: give a run folder, or NAME=FOLDER.")
         if key in found:
-            raise InputError(said)
+            same = found[key].absolute() == Path(value).absolute()
+            raise InputError(f"{value} is given twice. Give every trait once." if same else said)
         found[key] = Path(value)
     if len(found) < 2:
         raise InputError(f"pleiotropy needs two traits or more; given: {', '.join(found) or 'none'}.")

@@ -64,11 +64,13 @@ def named(given: Any, what: str) -> dict[str, Any]:
         found = dict(given)
     elif isinstance(given, Sequence) and not isinstance(given, str):
         pairs = [(_name_of(one, i), one) for i, one in enumerate(given)]
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"two {what} are called {twice!r}. Name each: NAME={twice} on the command line.")
-        found = dict(pairs)
+        found = {}
+        for name, one in pairs:
+            if name in found and (found[name] is one or str(found[name]) == str(one)):
+                raise InputError(f"{name} is given twice. Give every trait once.")
+            if name in found:
+                raise InputError(f"two {what} are called {name!r}. Give a mapping from names, which differ.")
+            found[name] = one
     else:
         raise InputError(f"{what} are a {type(given).__name__}: give a list, or a mapping from the traits' names.")
     for name in found:
