@@ -17,7 +17,7 @@ from deepwas.pleiotropy.drawing import draw_block
 from deepwas.pleiotropy.learning import JointBlock, locate
 from deepwas.pleiotropy.network.calibration import CalibrationReport, calibration_report, plot_reliability
 from deepwas.pleiotropy.network.features import BlockFeatures, Channels, block_features, standardised
-from deepwas.pleiotropy.network.fit import corrected, fit_network, gains
+from deepwas.pleiotropy.network.fit import _folds_of_drawn, corrected, fit_network, gains
 from deepwas.pleiotropy.network.folds import folds_of
 from deepwas.pleiotropy.network.labels import Labels
 from deepwas.pleiotropy.network.metrics import average_precision, figures, log_loss, reliability
@@ -272,6 +272,17 @@ def test_nothing_of_a_part_reaches_the_networks_that_score_it(fitted):
         for i, f in enumerate(fold):
             same = np.allclose(head.values[name][i], found.corrections[name][i], rtol=1e-3, atol=1e-4)
             assert same == (f == 0)
+
+
+def test_simulated_blocks_are_of_the_part_of_the_blocks_that_they_stand_for():
+    blocks, _ = made_up(1.0, blocks=8)
+    fold, _ = folds_of([b.chromosome for b in blocks], [b.m for b in blocks], 2)
+    drawn = [replace(blocks[i], posterior=np.zeros(blocks[i].m)) for i in (7, 0, 3, 3)]
+    assert _folds_of_drawn(blocks, fold, drawn).tolist() == fold[[7, 0, 3, 3]].tolist()
+    assert set(fold[[7, 0]].tolist()) == {0, 1}
+    for wrong in (replace(drawn[0], truth=None), replace(drawn[0], rows=slice(9999, 9999 + blocks[0].m))):
+        with pytest.raises(InputError, match="simulated blocks need truth, and LD blocks"):
+            _folds_of_drawn(blocks, fold, [wrong])
 
 
 def test_where_annotations_do_not_matter_little_is_made_of_them():
