@@ -18,7 +18,7 @@ for the mixture would call them all.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -109,15 +109,26 @@ class Mixture:
         out = np.empty(len(x))
         for start in range(0, len(x), _CHUNK):
             part = slice(start, start + _CHUNK)
-            joint = _log_density(x[part], self.masks, self.variance, self.noise)[0] + np.log(self.weight)[None, :]
+            density, _ = _log_density(_products(x[part]), self.masks, self.variance, self.noise)
+            joint = density + np.log(self.weight)[None, :]
             joint -= joint.max(axis=1, keepdims=True)
             p = np.exp(joint)
             out[part] = p[:, chosen].sum(axis=1) / p.sum(axis=1)
         return out
 
 
-def fit_mixture(x: Floats, noise: Floats, *, iterations: int = 300, tolerance: float = 1e-6) -> Mixture:
-    """Fit the mixture to x (n, K) with noise C (K, K), K <= 8. Cost: 2^K n K^2 an iteration."""
+def fit_mixture(
+    x: Floats,
+    noise: Floats,
+    *,
+    iterations: int = 300,
+    tolerance: float = 1e-6,
+    progress: Callable[[int, int], None] | None = None,
+) -> Mixture:
+    """Fit the mixture to x (n, K) with noise C (K, K), K <= 8. Cost: 2^K n K^2 an iteration.
+
+    progress: called as progress(iterations done, iterations at most).
+    """
     n, K = x.shape
     if not 2 <= K <= MOST_TRAITS:
         raise InputError(f"the mixture is over 2 to {MOST_TRAITS} traits; got {K}.")
@@ -133,9 +144,10 @@ def fit_mixture(x: Floats, noise: Floats, *, iterations: int = 300, tolerance: f
     variance = np.maximum(np.where(strong, x**2, 0).sum(axis=0) / np.maximum(strong.sum(axis=0), 1), 9.0)
     before, value, taken, converged = -np.inf, -np.inf, 0, False
     on = masks.astype(np.float64)
+    products = _products(x)
     while taken < iterations and not converged:
         taken += 1
-        density, moments = _log_density(x, masks, variance, noise, moments=True)
+        density, precision = _log_density(products, masks, variance, noise)
         joint = density + np.log(np.maximum(share / members, 1e-300))[kind][None, :]
         top = joint.max(axis=1, keepdims=True)
         p = np.exp(joint - top)
@@ -146,36 +158,52 @@ def fit_mixture(x: Floats, noise: Floats, *, iterations: int = 300, tolerance: f
         share /= share.sum()
         count = (p @ on).sum(axis=0)
         # One effect of the starting size keeps a trait without any in range.
-        variance = (np.einsum("nd,ndk->k", p, moments) + 9.0) / (count + 1.0)
+        variance = (_second_moments(products, p, masks, variance, precision) + 9.0) / (count + 1.0)
         converged = value - before < tolerance
         before = value
+        if progress is not None:
+            progress(iterations if converged else taken, iterations)
     return Mixture(masks, (share / members)[kind], variance, noise, value, taken, converged)
 
 
-def _log_density(
-    x: Floats, masks: NDArray[np.bool_], variance: Floats, noise: Floats, *, moments: bool = False
-) -> tuple[Floats, Floats]:
-    """log N(x; 0, C + diag(delta v)), (n, D), without its constant; and E[a_k^2 | x, delta], (n, D, K)."""
+def _products(x: Floats) -> Floats:
+    """(n, K^2), x x^T of each row: all that densities and moments need of x, as one matrix product each."""
+    return np.asarray((x[:, :, None] * x[:, None, :]).reshape(len(x), -1))
+
+
+def _log_density(products: Floats, masks: NDArray[np.bool_], variance: Floats, noise: Floats) -> tuple[Floats, Floats]:
+    """log N(x; 0, C + diag(delta v)), (n, D), without its constant; and these covariances' inverses, (D, K, K)."""
+    covariance = noise[None] + (masks * variance[None, :])[:, :, None] * np.eye(len(noise))[None]
+    precision = np.asarray(np.linalg.inv(covariance), np.float64)
+    log_det = np.linalg.slogdet(covariance)[1]
+    density = -0.5 * (products @ precision.reshape(len(masks), -1).T + log_det[None, :])
+    return density, precision
+
+
+def _second_moments(
+    products: Floats, p: Floats, masks: NDArray[np.bool_], variance: Floats, precision: Floats
+) -> Floats:
+    """(K,), sum over rows of E[a_k^2 | x], from the posterior p (n, D) of delta."""
     extra = masks * variance[None, :]
-    covariance = noise[None] + extra[:, :, None] * np.eye(len(noise))[None]
-    root = np.linalg.cholesky(covariance)
-    inverse = np.linalg.inv(root)
-    y = np.einsum("nk,dik->ndi", x, inverse, optimize=True)
-    density = -0.5 * np.einsum("ndi,ndi->nd", y, y) - np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=1)[None, :]
-    if not moments:
-        return density, np.zeros((0, 0, 0))
-    precision = np.einsum("dik,dij->dkj", inverse, inverse)
-    mean = np.einsum("nk,dkj->ndj", x, precision, optimize=True) * extra[None]
+    moment = (p.T @ products).reshape(precision.shape)
+    squares = np.einsum("dki,dij,djk->dk", precision, moment, precision, optimize=True) * extra**2
     spread = extra - extra**2 * np.diagonal(precision, axis1=1, axis2=2)
-    return density, mean**2 + spread[None]
+    return np.asarray(squares.sum(axis=0) + p.sum(axis=0) @ spread)
 
 
 def mixture_labels(
-    blocks: Sequence[BlockFeatures], model: TraitModel, variants: int, *, sure: float = 0.99, seed: int = 0
+    blocks: Sequence[BlockFeatures],
+    model: TraitModel,
+    variants: int,
+    *,
+    sure: float = 0.99,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Labels, Mixture]:
     """Labels of the LD store's `variants` by a mixture over the blocks' effects, and the mixture.
 
-    sure: posterior probability that a label needs.  Raises InputError where blocks hold too few variants.
+    sure: posterior probability that a label needs.  progress: as of `fit_mixture`.  Raises InputError where blocks hold
+    too few variants.
     """
     if not 0.5 < sure < 1:
         raise InputError(f"sure is {sure}; a label's posterior probability lies above 0.5 and below 1.")
@@ -191,7 +219,7 @@ def mixture_labels(
     x = np.concatenate(sample).astype(np.float64)
     if len(x) > _MOST:
         x = x[rng.choice(len(x), _MOST, replace=False)]
-    mixture = fit_mixture(x, noise)
+    mixture = fit_mixture(x, noise, progress=progress)
     value = np.full(variants, np.nan, np.float32)
     tally = Tally()
     for block in blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,8 @@ def network_of(
     features: of the first pass.  report: simulated under the fitted model.  variants: of the LD store.
     """
     options = options or NetworkOptions()
-    mixture, _ = mixture_labels(features, model, variants, seed=options.seed)
+    told = None if progress is None else partial(progress, "fitting the mixture that labels variants")
+    mixture, _ = mixture_labels(features, model, variants, seed=options.seed, progress=told)
     own = mixture if labels is None else labels.filled(mixture)
     return fit_network(features, own, options, simulated=report.blocks, progress=progress), own
 
