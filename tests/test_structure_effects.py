@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom, multivariate_normal, norm
 
 from deepwas.errors import DeepwasError, InputError
-from deepwas.pleiotropy.structure import TraitEffects, select_instruments, trait_effects
+from deepwas.pleiotropy.structure import TraitEffects, search, select_instruments, trait_effects
 from deepwas.pleiotropy.structure.likelihood import InstrumentLikelihood, configurations
 from deepwas.pleiotropy.structure.search import Fitted, fit, off_share, with_errors
 
@@ -326,3 +326,18 @@ def test_given_effects_need_errors_and_an_end_to_every_loop():
         TraitEffects.given(np.eye(2), np.zeros((2, 2)))
     with pytest.raises(DeepwasError, match="spectral radius"):
         TraitEffects.given(edges(2, e01=1.2, e10=1.2), np.full((2, 2), 0.1))
+
+
+def test_a_factor_starts_from_the_same_variants_however_many_are_tried_at_once(monkeypatch):
+    model, theta = random_model(factors=0)
+    fitted = Fitted(model, theta, np.zeros((model.K, model.K), bool), 0.0)
+    begun: list[list[float]] = []
+    monkeypatch.setattr(
+        InstrumentLikelihood, "maximise", lambda self, theta, free: (begun[-1].append(theta.sum()), 0.0)
+    )
+    for chunk in (512, 7):
+        monkeypatch.setattr(search, "_CHUNK", chunk)
+        begun.append([])
+        search._with_factor(fitted)
+    assert len(begun[0]) == 3
+    np.testing.assert_allclose(begun[1], begun[0])

@@ -30,6 +30,7 @@ _TRIED = 2
 _PER_TRAIT = 2  # edges tried, of many traits
 _FACTOR_SHARE = 0.15
 _FACTOR_STARTS = 3
+_CHUNK = 512  # variants whose loadings are tried at once
 _FACTOR_SEEN = 4.0  # |z| in two traits, of a variant that may lie on a factor
 _WORTH = 5.0  # log likelihood: a factor is followed if it gains this beside the edges, or alone comes so close to them
 _LITTLE = 4.0
@@ -307,12 +308,16 @@ def _with_factor(fitted: Fitted) -> Fitted | None:
     A = np.linalg.inv(np.eye(model.K) - part.T)
     V = A.T @ (part.background[:, None] * A) + model.noise
     b = model.b
-    products = b @ np.linalg.solve(V, b.T)
-    own = np.diag(products)
-    # [i, j]: variant i under a factor with the loadings of variant j
-    line = own[:, None] - products**2 / (1 + own)[None, :] + np.linalg.slogdet(V)[1] + np.log1p(own)[None, :]
-    gain = np.log1p(_FACTOR_SHARE * np.expm1(np.minimum(-0.5 * line - mixture[:, None], 500)))
-    gain = (gain * model.of_variant[:, None]).sum(axis=0)
+    solved, log_det = np.linalg.solve(V, b.T).T, np.linalg.slogdet(V)[1]
+    own = np.einsum("ik,ik->i", b, solved)
+    gain = np.empty(len(b))
+    for start in range(0, len(b), _CHUNK):
+        these = slice(start, start + _CHUNK)
+        # [i, j]: variant i under a factor with the loadings of variant j
+        products = b @ solved[these].T
+        line = own[:, None] - products**2 / (1 + own[these])[None, :] + log_det + np.log1p(own[these])[None, :]
+        each = np.log1p(_FACTOR_SHARE * np.expm1(np.minimum(-0.5 * line - mixture[:, None], 500)))
+        gain[these] = (each * model.of_variant[:, None]).sum(axis=0)
     gain[(np.abs(b) > _FACTOR_SEEN * np.sqrt(model.unit)[None, :]).sum(axis=1) < 2] = -np.inf
     found = []
     for j in np.argsort(-gain)[:_FACTOR_STARTS]:
