@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.pleiotropy import read_kept
 from benchmarks.pleiotropy_genome import Genome, load_genome, save_genome, simulate_genome
 from benchmarks.pleiotropy_metrics import average_precision, calls_by_local_fdr
 from benchmarks.pleiotropy_simulate import CLASSES, Simulated, simulate
@@ -97,7 +98,7 @@ def measure(preset: str, progress: Progress, parts: Path) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(problem).items() if name != "replicates"}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     kept = parts / f"replicates-{digest}.jsonl"
-    known = {x["number"]: x for x in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
+    known = {x["number"]: x for x in read_kept(kept)}
     for number in range(problem.replicates):
         if number not in known:
             known[number] = replicate(problem, number, genome)

@@ -30,7 +30,7 @@ from benchmarks.pleiotropy_genome import Genome, load_genome, save_genome, simul
 from benchmarks.pleiotropy_report import draw, summary, tables
 from benchmarks.pleiotropy_simulate import PRIORS, simulate
 
-__all__ = ["PRESETS", "Analysis", "Cell", "Preset", "analyse", "draw", "measure", "replicate", "tables"]
+__all__ = ["PRESETS", "Analysis", "Cell", "Preset", "analyse", "draw", "measure", "read_kept", "replicate", "tables"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -199,7 +199,7 @@ def measure(preset: str, progress: Progress, parts: Path) -> dict[str, Any]:
         )
         save_genome(made, world)
     kept = parts / f"replicates-{_digest(plan)}.jsonl"
-    known = {(x["cell"], x["number"]): x for x in _read(kept)}
+    known = {(x["cell"], x["number"]): x for x in read_kept(kept)}
     every = [(name, n) for name, cell in plan.cells.items() for n in range(cell.replicates)]
     # First replicates of all cells first: what is there when a run is stopped is of every kind.
     left = sorted((x for x in every if x not in known), key=lambda x: x[1] / plan.cells[x[0]].replicates)
@@ -213,7 +213,7 @@ def measure(preset: str, progress: Progress, parts: Path) -> dict[str, Any]:
     return {"settings": settings, "preset": preset, **summary([known[x] for x in every], plan.cells)}
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_kept(path: Path) -> list[dict[str, Any]]:
     """Replicates that are kept; a last line that was cut off is dropped."""
     if not path.exists():
         return []

@@ -271,9 +271,7 @@ def analyse(
                 value[name][rows] = x
             loci += read_loci(joint.numbers[i], loci_of(located, block.factor, block.rows.start, scored))
     loci.sort(key=lambda x: (x.block, int(x.variants.min())))
-    two = model.masks.sum(axis=1) >= 2
-    inside = [one.of_class[two].sum() * one.probability.sum() / max(one.effect, 1e-12) for one in loci]
-    shared = np.clip(np.array(inside), 0.0, 1.0)
+    shared = np.array([one.shared(model) for one in loci])
     klass = classify_probabilities(*(value[x] for x in ("pleiotropy", "single", "vertical", "confounder", "apart")))
     nearest = np.array([one.nearest for one in loci])
     unresolvable = nearest > UNRESOLVABLE

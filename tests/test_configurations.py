@@ -11,6 +11,7 @@ from scipy.optimize import nnls
 from deepwas.errors import InputError
 from deepwas.ld import LDBlock
 from deepwas.pleiotropy.configurations import TraitModel, configurations, direct_variances
+from deepwas.pleiotropy.drawing import draw_block
 from deepwas.pleiotropy.learning import Counts, JointBlock, Sample, learn, locate
 from tests.dense import correlation, genotypes
 
@@ -191,6 +192,8 @@ def test_effects_through_a_factor_in_doubt_are_own_ones_in_part():
         np.testing.assert_allclose(b.probability[:, 3], 0.3 * a.probability[:, 3])
         np.testing.assert_allclose(b.probability[:, 2], a.probability[:, 2] + 0.7 * a.probability[:, 3])
         np.testing.assert_allclose(b.of_sets.sum(axis=1), a.of_sets.sum(axis=1))
+        own = 0.7 * a.probability[:, 3] * start.slab[0]
+        np.testing.assert_allclose(b.square, a.square + own[:, None])
         moved += a.probability[:, 3].sum()
     assert moved > 0.1
     # Of three traits, one moved through another and little by itself: the two that it moves most.
@@ -224,6 +227,20 @@ def test_dense_weak_effects_are_background_and_raise_the_noise():
     np.testing.assert_allclose(only.spread_of_background(only.signal(block.factor, block.direct)), wanted)
     drawn = np.stack([only.draw_background(block.factor, block.direct, rng) for _ in range(4000)])
     np.testing.assert_allclose(drawn.var(axis=0), np.column_stack([0 * added, 0.5 * added]), rtol=0.15)
+
+
+def test_the_panels_error_is_not_taken_for_background():
+    """Strong effects and the noise that LD of 200 people adds to them."""
+    rng = np.random.default_rng(7)
+    blocks, _, start = simulated(True, 7, slab=2e-3, blocks=24)
+    people = 200.0
+    drawn = [draw_block(b, start.log_odds(b.direct), start, rng, panel=people)[0] for b in blocks]
+    known, unknown = Counts.zero(start), Counts.zero(start)
+    for block, _, found in locate(drawn, start, panel=people):
+        known.add(block, found, start, people)
+        unknown.add(block, found, start)
+    assert (known.update(start, start.slab, None)[0].background < 0.02).all()
+    assert (unknown.update(start, start.slab, None)[0].background > 0.05).any()
 
 
 def test_distinct_effects_in_ld_are_likelier_where_there_are_many():

@@ -176,8 +176,15 @@ def write_classification(folder, keys, record, more=()):
     row = keys.row(LEAD, named=True)
     locus = {"LOCUS": 1, "BLOCK": 0, "CHR": "1", "START": row["BP"], "STOP": row["BP"], "SIZE": 1}
     locus |= {"LEAD": row["SNP"], "LEAD_BP": row["BP"], "COVERAGE": 0.97, "EFFECT": 1.0, "PURITY": 1.0}
-    locus |= {"TRAITS": "height,bmi", "P_TRAITS": 0.9, "P_SHARED": 0.9, "P_SINGLE": 0.1, "P_VERTICAL": 0.0}
-    locus |= {"P_LD_ONLY": 0.0, "P_CONFOUNDER": 0.0, "CLASS": "pleiotropic", "R2_NEAREST": 0.9, "UNRESOLVABLE": True}
+    locus |= {"TRAITS": "height,bmi", "P_TRAITS": 0.9, "P_SHARED": 0.9, "LFDR": 0.127, "P_SINGLE": 0.1}
+    locus |= {
+        "P_VERTICAL": 0.0,
+        "P_LD_ONLY": 0.0,
+        "P_CONFOUNDER": 0.0,
+        "CLASS": "pleiotropic",
+        "R2_NEAREST": 0.9,
+        "UNRESOLVABLE": True,
+    }
     loci = pl.DataFrame([locus]).select(names_of("pleiotropy_loci"))
     validate_table(loci, "pleiotropy_loci", "here")
     loci.write_csv(folder / "loci.tsv", separator="\t")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -16,6 +19,7 @@ from deepwas.pleiotropy.configurations import (
 )
 from deepwas.pleiotropy.growing import grown
 from deepwas.pleiotropy.learning import JointBlock, locate
+from deepwas.pleiotropy.model_of import model_from_numbers, numbers_of
 from tests.dense import ld_matrix
 
 SIZE = 16
@@ -50,6 +54,28 @@ def test_more_than_eight_traits_begin_with_pairs():
     assert model_of(12).masks.shape == (12 + 66, 12)
     sets = first_sets(20)
     np.testing.assert_array_equal(sets_of_numbers(numbers_of_sets(sets), 20), sets)
+
+
+def test_a_model_is_read_back_from_numbers_as_it_was():
+    sets = np.concatenate([first_sets(10), [np.arange(10) < 4], [np.arange(10) > 2]])
+    rng = np.random.default_rng(0)
+    model = replace(
+        model_of(10, sets=sets),
+        excess=rng.normal(size=11),
+        offsets=rng.normal(size=10),
+        loadings=rng.normal(size=(2, 10)),
+        factor_odds=np.array([-7.0, -8.0]),
+        factor_probability=np.array([1.0, 0.3]),
+        together=(0.5, 2.0),
+        mean_direct=rng.random(10),
+        follows=0.4,
+        background=rng.random(10),
+    )
+    traits = SimpleNamespace(names=tuple("abcdefghij"), sample_size=model.sample_size)
+    structure = SimpleNamespace(matrix=model.noise, effects=SimpleNamespace(T=model.T), draws=model.draws)
+    again = model_from_numbers(numbers_of(model), traits, structure)
+    for one in fields(TraitModel):
+        np.testing.assert_array_equal(getattr(again, one.name), getattr(model, one.name), err_msg=one.name)
 
 
 @pytest.mark.parametrize(

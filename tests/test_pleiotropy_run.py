@@ -16,7 +16,7 @@ from deepwas.ld.write import write_ld
 from deepwas.pleiotropy import PleiotropyOptions, TraitEffects, classify, learning
 from deepwas.pleiotropy import joint as joint_module
 from deepwas.pleiotropy import run as run_module
-from deepwas.pleiotropy.calls import classify_probabilities
+from deepwas.pleiotropy.calls import block_figures, classify_probabilities
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.factors import find_factors
 from deepwas.pleiotropy.genome import read_trait_effects
@@ -159,6 +159,7 @@ def test_loci_say_their_traits(found):
         assert row["LEAD"] in members["SNP"]
         assert members.height == row["SIZE"]
         assert row["P_SHARED"] + row["P_SINGLE"] + row["P_CONFOUNDER"] == pytest.approx(1, abs=1e-4)
+        assert row["LFDR"] == pytest.approx(1 - row["P_SHARED"] * row["COVERAGE"], abs=1e-3)
     pairs = found.pairs.filter(TRAIT_1="a", TRAIT_2="b").row(0, named=True)
     assert pairs["BOTH"] == pytest.approx(found.variants["P_PLEIOTROPY"].sum(), abs=0.1)
     assert pairs["NOISE"] == 0.3
@@ -274,6 +275,19 @@ def test_the_command_goes_on_to_the_same_files(world, found, monkeypatch, capsys
     assert "complete already" in capsys.readouterr().err
 
 
+def test_effects_at_flanks_are_another_blocks():
+    model = TraitModel(np.full(2, 1e5), np.eye(2), np.full(2, 4e-4), np.zeros((2, 2)))
+    probability = np.zeros((10, 3))
+    probability[[1, 5], 2] = 0.9, 0.3
+    found = SimpleNamespace(probability=probability, variance=0.4, converged=True)
+    block = SimpleNamespace(direct=np.full((10, 2), 4e-6))
+    effects, variance, _, *pairs = block_figures(block, found, model, slice(3, 8))
+    assert effects == pytest.approx(0.3)
+    assert variance == pytest.approx(0.1)
+    np.testing.assert_allclose(pairs[:3], [0.3, 0.3, 0.3])
+    np.testing.assert_allclose(pairs[3:], [0.05, 5e-4, 0.05])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -283,6 +297,8 @@ def test_the_command_goes_on_to_the_same_files(world, found, monkeypatch, capsys
         (["x/run", "y/run"], "two traits are called 'run'"),
         (["x/run", "x/run"], "x/run is given twice"),
         (["a=x", "b=y", "--fdr", "2"], "--fdr is 2.0"),
+        (["a=x", "b=y", "--annotations", "z"], "--annotations: only the networks read them"),
+        (["--network", *(f"t{k}=x" for k in range(9))], "--network is for 8 traits at most; 9 are given"),
         (["a=x", "b=y", "--sumstats", "z"], "--sumstats 'z': give a trait's name"),
         (["a=x", "b=y"], "x: no such file"),
     ],

@@ -11,7 +11,7 @@ from deepwas.errors import InputError
 from deepwas.pleiotropy.configurations import TraitModel, configurations
 from deepwas.pleiotropy.drawing import draw_partners, draw_without_sharing
 from deepwas.pleiotropy.learning import JointBlock, locate
-from deepwas.pleiotropy.sharing_test import _chance, _found, sharing_test
+from deepwas.pleiotropy.sharing_test import _chance, _Drawn, _found, sharing_test
 from tests.dense import ld_matrix
 
 K, SIZE = 2, 24
@@ -112,6 +112,21 @@ def test_sharing_is_found_and_independence_is_not_rejected():
         for i in range(10)
     ]
     assert abs(np.mean(p) - 0.55) < 3.5 * np.sqrt(0.0825 / 10)
+
+
+def test_every_data_set_of_the_null_has_one_t():
+    draws = np.zeros((8, K, K))
+    draws[::2, 0, 1] = 0.5
+    blocks = world(False, 3, blocks=3)
+    sets = [_Drawn(blocks, replace(MODEL, draws=draws), [0, i], None) for i in range(20)]
+    assert {float(one.model.T[0, 1]) for one in sets} == {0.0, 0.5}
+    assert all(not len(one.model.draws) for one in sets)
+    # With a path each block's second trait shows what acts on the first.
+    strong = replace(MODEL, slab=np.full(K, 0.1), draws=draws)
+    for i in range(4):
+        one = _Drawn([replace(b, direct=np.full((SIZE, K), 0.05) * [1, 0]) for b in blocks], strong, [1, i], None)
+        along = [float(np.abs(b.whitened[:, 1]).max()) for b in one]
+        assert (min(along) > 6) if one.model.T[0, 1] else (max(along) < 6)
 
 
 def test_the_same_seed_gives_the_same_test():

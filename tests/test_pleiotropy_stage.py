@@ -129,8 +129,9 @@ def test_sharing_is_tested_and_probabilities_are_calibrated(world, labelled):
     curve = record["calibration"]
     assert curve["blocks"] == 3
     assert curve["variants"] == 3 * SIZE
-    assert 0 <= curve["P_PLEIOTROPY"]["calibration_error"] < 0.1
-    assert record["network"]["calibration"]["positive"] == labelled.record["network"]["calibration"]["positive"] >= 1
+    assert 0 <= curve["P_PLEIOTROPY"]["calibration_error_above"] < 0.5
+    assert record["network"]["calibration"]["positive"] == curve["true"] >= 1
+    assert record["network"]["labels"]["counts"][0]["step"] == "labels"
     assert (world.folder / "out" / "reliability.png").stat().st_size > 10_000
 
 

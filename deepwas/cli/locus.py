@@ -77,7 +77,7 @@ def locus(
 
     if variant is None and region is None:
         raise InputError("give --variant NAME, or --region such as 2:1000000-2000000.")
-    if out.suffix not in _SUFFIXES:
+    if out.suffix.lower() not in _SUFFIXES:
         raise InputError(f"{out}: a picture ends in {', '.join(_SUFFIXES)}. Give another --out.")
     if window < 1:
         raise InputError(f"--window is {window}; give kb either side of the lead, such as 250.")

@@ -69,7 +69,7 @@ def pleiotropy(
     draws: Annotated[int, typer.Option(help="Draws of the effects of trait on trait, for their uncertainty.")] = 32,
     max_effects: Annotated[int, typer.Option(help="Effects of a block at most.")] = 10,
     coverage: Annotated[float, typer.Option(help="Of credible sets.")] = 0.95,
-    candidates: Annotated[int, typer.Option(help="Variants whose pairs are weighed exactly.")] = 96,
+    candidates: Annotated[int, typer.Option(help="Variants, each with traits, whose pairs are weighed exactly.")] = 96,
     network: Annotated[
         bool, typer.Option("--network", help="Train the semi-supervised networks; takes about twice as long.")
     ] = False,
@@ -80,7 +80,7 @@ def pleiotropy(
     annotations: Annotated[
         list[Path] | None,
         typer.Option(
-            help="With --network: annotations, as of fit, for the network that corrects priors. Repeat for more.",
+            help="With --network: annotations, as of fit, that the networks read. Repeat for more.",
             show_default=False,
         ),
     ] = None,
@@ -111,7 +111,7 @@ def pleiotropy(
     Example: deepwas pleiotropy runs/ldl runs/cad runs/bmi --ld ld.h5 --out pleiotropy
     """
     from deepwas.files import require_file
-    from deepwas.pleiotropy.options import PleiotropyOptions
+    from deepwas.pleiotropy.options import MOST_TRAITS, PleiotropyOptions
 
     given = _traits(runs)
     z = _named("--sumstats", sumstats or [])
@@ -140,6 +140,8 @@ def pleiotropy(
     for flag, given_too in (("--labels", labels), ("--annotations", annotations)):
         if given_too and not network:
             raise InputError(f"{flag}: only the networks read them. Give --network, too.")
+    if network and len(given) > MOST_TRAITS:
+        raise InputError(f"--network is for {MOST_TRAITS} traits at most; {len(given)} are given. Leave it out.")
     for name in z:
         if name not in given:
             raise InputError(f"--sumstats {name}=...: {name} is no trait here: {', '.join(given)}.")
@@ -274,7 +276,10 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
     show(table)
     for factor in learned["factors"]:
         loadings = ", ".join(f"{name} {x:.2g}" for name, x in factor["loadings"].items() if x)
-        say(f"a heritable factor acts on several traits: loadings {loadings}")
+        say(
+            f"a heritable factor may act on several traits, with probability {factor['probability']:.2g}: "
+            f"loadings {loadings}"
+        )
     excess = ", ".join(f"{n} traits {x:+.2f}" for n, x in learned["excess_log_odds"].items())
     say(f"sharing beyond independence, in log odds: {excess}")
     _show_checks(found)
@@ -284,7 +289,8 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
         say(f"warning: {total['not_converged']:,} LD block(s) did not come to rest")
     say(
         f"{out}: {total['variants']:,} variants in {total['blocks']:,} LD blocks, {total['pleiotropic']:.3g} of them "
-        f"expected to act on two traits or more; {total['called_at_fdr_5']:,} called at FDR 5%."
+        f"expected to act on two traits or more; called at FDR 5%: {total['called_at_fdr_5']:,} variants, "
+        f"{total['loci_called_at_fdr_5']:,} loci."
     )
 
 

@@ -317,8 +317,7 @@ def _locate(
                 signal = size * ((task.factor.astype(np.float64) ** 2) @ f[i])
                 rest = task.whitened[:, 0].astype(np.float64) - task.factor @ (np.sqrt(size) * found[i].mean)
                 leads = task.factor[:, [one.lead for one in found[i].sets]]
-                before = level + found[i].background * signal
-                share = background(squares_left(rest, leads / np.sqrt(before)[:, None]), level, signal)
+                share = background(squares_left(rest, leads / np.sqrt(used)[:, None]), level, signal)
                 wanted += share * signal
             found[i] = replace(found[i], noise=level, panel_error=error, background=share)
             if number == _RAISES or np.abs(np.log(wanted / used)).max() < _CLOSE:

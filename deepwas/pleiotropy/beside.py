@@ -142,9 +142,11 @@ def beside_of(
             score = by_row(trained.probability, features, store.n_variants)
             report = report.with_network(trained.simulated)
             known = report.as_dict()["P_NETWORK"]
-            record["network"] = trained.record | {"labels": used.record, "calibration": known}
+            counts = used.tally.as_list()
+            record["network"] = trained.record | {"labels": used.record | {"counts": counts}, "calibration": known}
             if trained.accepted:
                 shared = trained.correction
+            if trained.accepted and options.calibration_blocks:
                 report = simulated(BlocksToLocate(joint, blocks.direct, blocks.members, blocks.shapes, shared))
     if report is not None and options.calibration_blocks:
         record["calibration"] = report.as_dict()

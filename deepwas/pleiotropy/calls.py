@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.finemapping.block import BlockEffects
-from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
+from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.learning import JointBlock
 
 __all__ = [
@@ -64,11 +64,14 @@ def block_figures(block: JointBlock, found: BlockEffects, model: TraitModel, sco
     masks = model.masks.astype(np.float64)
     p = found.probability[scored].sum(axis=0)
     both = (masks * p[:, None]).T @ masks
-    pi = np.minimum(block.direct[scored] / model.slab[None, :], MOST_LIKELY)
+    pi = model.pi(block.direct[scored])
     chance = pi.T @ pi
     np.fill_diagonal(chance, pi.sum(axis=0))
     upper = np.triu_indices(model.traits)
-    return [found.expected, found.variance, float(found.converged), *both[upper], *chance[upper]]
+    # Effects at flanks are another block's; of the variance no more is known than that it is shared like the number.
+    expected = float(found.probability[scored].sum())
+    share = expected / max(float(found.probability.sum()), 1e-12)
+    return [expected, share * found.variance, float(found.converged), *both[upper], *chance[upper]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,11 @@ class Locus:
     of_class: Floats
     apart: float
     nearest: float
+
+    def shared(self, model: TraitModel) -> float:
+        """Probability that a member has effects of its own on two traits or more."""
+        several = float(self.of_class[model.masks.sum(axis=1) >= 2].sum()) / max(self.effect, 1e-12)
+        return min(several, 1.0) * min(float(self.probability.sum()), 1.0)
 
 
 def loci_of(found: BlockEffects, G: NDArray[Any], first: int, scored: slice) -> str:

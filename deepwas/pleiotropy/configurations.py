@@ -41,6 +41,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deepwas.errors import InputError
 from deepwas.finemapping.effects import EffectClasses, effect_classes
+from deepwas.pleiotropy.options import MOST_TRAITS
 
 __all__ = [
     "MOST_LIKELY",
@@ -56,7 +57,6 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-MOST_TRAITS = 8  # of which all sets are kept: 255 configurations
 MOST_SETS = 320  # kept of more traits
 MOST_LIKELY = 0.5  # pi_jk at most
 _SWEEPS = 200
@@ -237,6 +237,10 @@ class TraitModel:
         """(K, K), u = d forward: effects in units of z-scores of direct effects d."""
         return _spread(self.T) * np.sqrt(self.sample_size)[None, :]
 
+    def pi(self, direct: Floats) -> Floats:
+        """Prior probabilities of direct effects, d / s and one half at most, from direct variances (..., K)."""
+        return np.asarray(np.minimum(direct / self.slab, MOST_LIKELY))
+
     def signal(self, factor: NDArray[np.floating], direct: Floats) -> Floats:
         """(k, K), s: by the prior, the variance that all effects together add to each direction of a block."""
         each = direct @ np.square(self.forward)
@@ -268,7 +272,7 @@ class TraitModel:
 
         shared: (m,), to be added for configurations of two traits or more.
         """
-        pi = np.minimum(direct / self.slab[None, :], MOST_LIKELY)
+        pi = self.pi(direct)
         with np.errstate(divide="ignore"):
             each = np.log(pi) - np.log1p(-pi) + self.offsets[None, :]
         masks, size = self.sets.astype(np.float64), self.sets.sum(axis=1)

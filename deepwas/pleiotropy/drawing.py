@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.finemapping.groups import CLOSE
-from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
+from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.learning import JointBlock, panel_noise
 
 __all__ = ["draw_block", "draw_partners", "draw_without_sharing"]
@@ -34,7 +34,9 @@ def draw_block(
     chosen = (rng.random((len(log_odds), 1)) >= np.cumsum(chance, axis=1)[:, :-1]).sum(axis=1) - 1
     acts = np.asarray(model.classes.traits, bool)
     acting = np.flatnonzero(chosen >= 0)
-    rows, classes = draw_partners(block.factor, acting, acts[chosen[acting]], chance[:, 1:], acts, model.together, rng)
+    rows, classes = draw_partners(
+        _weighed(block, model), acting, acts[chosen[acting]], chance[:, 1:], acts, model.together, rng
+    )
     free = chosen[rows] < 0
     chosen[rows[free]] = classes[free]
     acting = np.flatnonzero(chosen >= 0)
@@ -51,17 +53,16 @@ def draw_without_sharing(
 ) -> NDArray[np.floating]:
     """Whitened z-scores (k, K) of a block whose traits act on variants independently, drawn from the model.
 
-    Heritable factors act as the model has them. T is drawn from the model's draws, where it has some.
+    Heritable factors act as the model has them, and T is the model's: its draws, if it has any, are of whole data sets.
     """
     m, K = block.factor.shape[1], model.traits
-    pi = np.minimum(block.direct / model.slab[None, :], MOST_LIKELY)
+    pi = model.pi(block.direct)
     acts = rng.random((m, K)) < pi
     each = np.eye(K, dtype=bool)
     found, traits = np.nonzero(acts)
-    acts[draw_partners(block.factor, found, each[traits], pi, each, model.together, rng)] = True
+    acts[draw_partners(_weighed(block, model), found, each[traits], pi, each, model.together, rng)] = True
     D = acts * rng.normal(size=(m, K)) * np.sqrt(model.slab)[None, :]
-    used = model if not len(model.draws) else replace(model, T=model.draws[rng.integers(len(model.draws))])
-    u = D @ used.forward
+    u = D @ model.forward
     for a, odds in zip(model.loadings, model.factor_odds, strict=True):
         through = rng.random(m) < 1 / (1 + np.exp(-odds))
         u += (through * rng.normal(size=m))[:, None] * (a * np.sqrt(model.sample_size))[None, :]
@@ -94,6 +95,12 @@ def draw_partners(
     drawn = rng.random(chance.shape) < chance * (near @ more)
     found, classes = np.nonzero(drawn)
     return found, classes
+
+
+def _weighed(block: JointBlock, model: TraitModel) -> Floats:
+    """The factor as effects are located with it, directions of much background counting less."""
+    spread = model.spread_of_background(model.signal(block.factor, block.direct))
+    return np.asarray(block.factor / spread[:, None], np.float64)
 
 
 def _z_scores(

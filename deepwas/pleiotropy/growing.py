@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.finemapping.block import BlockEffects
-from deepwas.pleiotropy.configurations import MOST_LIKELY, MOST_SETS, TraitModel
+from deepwas.pleiotropy.configurations import MOST_SETS, TraitModel
 from deepwas.pleiotropy.learning import JointBlock
 
 __all__ = ["grown"]
@@ -72,7 +72,7 @@ def _grow(model: TraitModel, direct: Floats, b: Floats, d: float) -> dict[Set, f
     """
     K = model.traits
     with np.errstate(divide="ignore"):
-        pi = np.minimum(direct / model.slab, MOST_LIKELY)
+        pi = model.pi(direct)
         odds = np.log(pi) - np.log1p(-pi) + model.offsets
     half = np.linalg.cholesky(np.linalg.inv(model.noise))
     x, forward = half.T @ b, model.forward @ half  # noise 1, by trait

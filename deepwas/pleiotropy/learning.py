@@ -43,7 +43,7 @@ from deepwas.finemapping.background import background, squares_left
 from deepwas.finemapping.block import BlockEffects, Task, locate_effects
 from deepwas.finemapping.groups import CLOSE
 from deepwas.finemapping.sets import purity
-from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
+from deepwas.pleiotropy.configurations import TraitModel
 
 __all__ = ["Counts", "JointBlock", "Sample", "learn", "locate", "panel_noise"]
 
@@ -93,7 +93,8 @@ class Counts:
     located: (C + F,), of credible sets by class.  around: the same times the number of variants in such LD with the
     lead.  variants: in all.
     tilt: sum of `TraitModel.tilt`.
-    left: of each block what located effects leave of the squares of whitened z-scores, and `TraitModel.signal`.
+    left: of each block what located effects leave of the squares of whitened z-scores, `TraitModel.signal`, and the
+    noise that these stand beside, each (k, K).
     """
 
     present: Floats
@@ -105,7 +106,7 @@ class Counts:
     around: Floats
     variants: int = 0
     tilt: float = 0.0
-    left: list[tuple[Floats, Floats]] = field(default_factory=list)
+    left: list[tuple[Floats, Floats, Floats]] = field(default_factory=list)
 
     @classmethod
     def zero(cls, model: TraitModel) -> Counts:
@@ -114,25 +115,27 @@ class Counts:
         located, around = np.zeros((2, len(model.masks)))
         return cls(present, kept, squares, np.zeros(model.traits + 1), np.zeros(2), located, around)
 
-    def add(self, block: JointBlock, found: BlockEffects, model: TraitModel) -> None:
-        """Count a block, of which `locate` has found this."""
+    def add(self, block: JointBlock, found: BlockEffects, model: TraitModel, panel: float | None = None) -> None:
+        """Count a block, of which `locate` has found this.  panel: as there."""
         self.close += found.close
         G = np.asarray(block.factor, np.float64)
-        leads = G[:, [one.lead for one in found.sets]]
+        signal = model.signal(G, block.direct)
+        weighed = G / model.spread_of_background(signal)[:, None]  # as effects were located
+        leads = weighed[:, [one.lead for one in found.sets]]
         self.located += found.of_sets.sum(axis=0)
-        self.around += _near(G, leads) @ found.of_sets
+        self.around += _near(weighed, leads) @ found.of_sets
         self.variants += block.factor.shape[1]
         p = found.probability @ model.masks.astype(np.float64)
-        pi = np.minimum(block.direct / model.slab[None, :], MOST_LIKELY)
+        pi = model.pi(block.direct)
         self.present += p.sum(axis=0)
         self.kept += np.sum(block.direct * (1 - np.minimum(p, 1)) / (1 - pi), axis=0)
         self.squares += found.square.sum(axis=0)
         if len(model.mean_direct):
             own = found.probability[:, : len(model.sets)]
             self.tilt += float(np.sum(own * model.tilt(block.direct)))
-        signal = model.signal(G, block.direct)
-        spread = model.spread_of_background(signal)
-        self.left.append((squares_left(block.whitened - found.fitted, leads / spread[:, None]), signal))
+        level = np.diag(model.noise if panel is None else _raised(model, found, panel))
+        squares = squares_left(block.whitened - found.fitted, leads)
+        self.left.append((squares, signal, np.broadcast_to(level, squares.shape)))
         np.add.at(self.sizes, model.masks.sum(axis=1), found.probability.sum(axis=0))
 
     def update(self, model: TraitModel, start: Floats, sample: Sample | None) -> tuple[TraitModel, float]:
@@ -143,9 +146,8 @@ class Counts:
         before = np.array(model.together)
         close = np.clip(before + np.clip(np.log(nearer) - before, -_LEAP, _LEAP), 0.0, _MOST_TOGETHER)
         together = (float(close[0]), float(close[1]))
-        squares, signal = (np.concatenate(each) for each in zip(*self.left, strict=True))
-        level = np.diag(model.noise)
-        own = np.array([background(squares[:, k], level[k], signal[:, k]) for k in range(model.traits)])
+        squares, signal, level = (np.concatenate(each) for each in zip(*self.left, strict=True))
+        own = np.array([background(squares[:, k], level[:, k], signal[:, k]) for k in range(model.traits)])
         changed = replace(model, slab=model.slab * np.exp(step), together=together, background=own)
         moved = max(np.abs(step).max(), np.abs(close - before).max(), np.abs(own - model.background).max())
         if sample is not None:
@@ -209,7 +211,7 @@ class Sample:
         prior = self.weight @ each
         size = model.masks.sum(axis=1)
         sizes = np.bincount(size, weights=prior, minlength=model.traits + 1).astype(np.float64)
-        pi = self.weight @ np.minimum(self.direct / model.slab[None, :], MOST_LIKELY)
+        pi = self.weight @ model.pi(self.direct)
         moments = np.zeros(2)
         if len(model.mean_direct):
             tilt = model.tilt(self.direct)
@@ -316,18 +318,23 @@ def locate(
 
 
 def _doubted(found: BlockEffects, model: TraitModel) -> BlockEffects:
-    """The same, where an effect through a factor that there may not be is one of the variant's own then."""
+    """The same, where an effect through a factor that there may not be is one of the variant's own then.
+
+    How large these own effects would be is not worked out: they have the slab's variance.
+    """
     doubt = 1 - model.factor_probability
     if not (doubt > 0).any():
         return found
-    probability, of_sets = found.probability.copy(), found.of_sets.copy()
+    probability, of_sets, square = found.probability.copy(), found.of_sets.copy(), found.square.copy()
     C = len(model.sets)
+    moved = found.probability[:, C:] * doubt[None, :]
+    square += moved @ (model.sets[model.moved_by_factors] * model.slab[None, :])
     for array in (probability, of_sets):
         own = array[:, C:] * doubt[None, :]
         array[:, C:] -= own
         for column, c in zip(own.T, model.moved_by_factors.tolist(), strict=True):
             array[:, c] += column
-    return replace(found, probability=probability, of_sets=of_sets)
+    return replace(found, probability=probability, of_sets=of_sets, square=square)
 
 
 def _raised(model: TraitModel, found: BlockEffects, panel: float) -> Floats:
@@ -371,7 +378,7 @@ def learn(
         counts = Counts.zero(model)
         each = locate(blocks, model, slots=slots, candidates=candidates, panel=panel, shape=shape)
         for block, _, found in each:
-            counts.add(block, found, model)
+            counts.add(block, found, model, panel)
             done += 1
             if progress is not None:
                 progress(done, total)

@@ -38,7 +38,7 @@ _LARGER = 150.0  # points squared, the first trait's marks over the last's
 def plot_locus(view: LocusView, path: str | os.PathLike[str]) -> None:
     """Write `locus_figure` as PNG, or as PDF or SVG by the name's ending."""
     figure = locus_figure(view)
-    kind = Path(path).suffix.removeprefix(".")
+    kind = Path(path).suffix.lower().removeprefix(".")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=kind if kind in ("pdf", "svg") else "png", dpi=140)
 

@@ -175,7 +175,9 @@ def _factors(
     n = np.sqrt(model.sample_size)
     effects, weights = [], []
     each = locate(blocks, model, slots=options.max_effects, candidates=options.candidates, panel=panel)
-    for block, _, found in _said(each, "looking for heritable factors", len(blocks), progress):
+    told = _said(each, "looking for heritable factors", len(blocks), progress)
+    for i, (block, _, found) in zip(blocks.members, told, strict=True):
+        scored = blocks.joint.scored(i)
         G = np.asarray(block.factor, np.float64)
         u = found.mean @ model.forward
         left = block.whitened - G @ u
@@ -184,6 +186,8 @@ def _factors(
             if shared > _SHARED:
                 # Not the posterior mean, which is 0 where the likeliest configuration has no effect.
                 g = G[:, one.lead]
+                if not scored.start <= one.lead < scored.stop:  # another block reports it
+                    continue
                 if g @ g < _OBSERVED:  # it enters through LD: its effect is not as well known as E says
                     continue
                 alone = left + G[:, one.variants] @ u[one.variants]

@@ -8,9 +8,10 @@ from typing import Any, get_args
 from deepwas.errors import InputError
 from deepwas.posterior.options import MissingPrior
 
-__all__ = ["MOST_AT_ONCE", "PleiotropyOptions"]
+__all__ = ["MOST_AT_ONCE", "MOST_TRAITS", "PleiotropyOptions"]
 
 MOST_AT_ONCE = 20  # traits of a classification
+MOST_TRAITS = 8  # of which all sets are kept, 255 configurations; and that networks are for
 
 
 @dataclass(frozen=True)

@@ -126,14 +126,15 @@ def classify(
     labels: what is known of variants, or a table as data_specs/pleiotropy_labels.schema.json has it; with
         options.network only. A mixture labels the others that it is sure of.
     annotations: of the store's variants, as for `fit`; with options.network only. The network that corrects prior log
-        odds of two traits or more reads them beside the priors and LD: what raises one trait's prior may say more, or
-        less, of several.
+        odds of two traits or more reads them beside the priors and LD, and so does the one that gives P_NETWORK: what
+        raises one trait's prior may say more, or less, of several.
     out: folder to write (see `Pleiotropy.write`); what is computed is kept there every 20 seconds.
     resume: go on with an interrupted classification in `out`, of the same inputs and options.
     progress: called as progress(what, done, total).
 
     A variant that lacks a z-score in any trait enters as a candidate, through LD. Memory is that of one block, of the
-    whitened z-scores, and of the tables. Raises InputError for traits that do not belong together.
+    whitened z-scores, and of the tables; with networks that of their channels, too. Raises InputError for traits that
+    do not belong together.
     """
     options = options or PleiotropyOptions()
     say = progress or (lambda *_: None)
@@ -169,6 +170,7 @@ def classify(
     if features is not None:
         traits.tally.extend(features.tally)
         columns = Standardiser.fit(features).transform(features, tally=traits.tally)
+        features = None
     folder = None if out is None else claim_folder(Path(out), RECORD, "classification", record["identity"], resume)
     with ExitStack() as stack:
         cache = Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-"))) / "whitened.h5"
@@ -176,6 +178,9 @@ def classify(
             open_joint(store, traits, cache, lambda done, total: say("whitening LD blocks", done, total))
         )
         structure = structure_of(traits, joint, options, noise=noise, effects=effects, progress=say)
+        traits.tally.extend(structure.effects.tally)
+        if structure.noise is not None:
+            traits.tally.extend(structure.noise.tally)
         if folder is not None:
             folder.mkdir(exist_ok=True)
             write_json(folder / RECORD, record)
@@ -310,6 +315,8 @@ def _result(
             "excess_log_odds": {str(n): float(x) for n, x in enumerate(model.excess) if n >= 2},
             "log_odds_of_effects_in_ld": dict(zip(("common_trait", "no_common_trait"), model.together, strict=True)),
             "sharing_follows_priors": model.follows,
+            "marginal_log_odds": dict(zip(traits.names, model.offsets.tolist(), strict=True)),
+            "background": dict(zip(traits.names, model.background.tolist(), strict=True)),
             "factors": [
                 {
                     "loadings": dict(zip(traits.names, a.tolist(), strict=True)),

@@ -14,7 +14,8 @@ background, effects as much likelier near one another as the model has it (`deep
 located as in the data. Of n draws, p = (1 + number of statistics >= the data's) /
 (1 + n): never below 1 / (1 + n).
 
-Slabs, T and C_n are held at their estimates in all draws, so the test is exact up to their error.
+Slabs and C_n are held at their estimates in all draws, so the test is exact up to their error. Where T is uncertain
+every data set drawn has one of the model's draws of it, the same for all of its blocks.
 Source: Davison & Hinkley 1997, section 4.2.
 """
 
@@ -139,7 +140,7 @@ def sharing_test(
             found += _found(effects, null)
             present += (effects.probability @ null.masks).sum(axis=0)
             if not known:
-                prior.append(np.minimum(block.direct / null.slab[None, :], MOST_LIKELY))
+                prior.append(null.pi(block.direct))
         done += 1
         if progress is not None:
             progress(done, total)
@@ -194,6 +195,9 @@ class _Drawn(Sequence[JointBlock]):
     """The blocks with z-scores drawn anew, each at its use."""
 
     def __init__(self, blocks: Sequence[JointBlock], model: TraitModel, seed: list[int], panel: float | None):
+        if len(model.draws):
+            number = np.random.default_rng([*seed, len(blocks)]).integers(len(model.draws))
+            model = replace(model, T=model.draws[number], draws=np.zeros((0, 0, 0)))
         self.blocks, self.model, self.seed, self.panel = blocks, model, seed, panel
 
     def __len__(self) -> int:

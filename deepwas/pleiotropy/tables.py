@@ -124,6 +124,7 @@ def locus_table(
             "TRAITS": pl.Series(acts, dtype=pl.String),
             "P_TRAITS": numbers(of_class.max(axis=1) if len(loci) else []),
             "P_SHARED": numbers(np.clip(shared, 0, 1)),
+            "LFDR": numbers([1 - one.shared(model) for one in loci]),
             "P_SINGLE": numbers(np.clip(single, 0, 1)),
             "P_VERTICAL": numbers(np.clip(vertical, 0, 1)),
             "P_LD_ONLY": numbers(apart),
@@ -220,8 +221,6 @@ def totals_of(table: pl.DataFrame, loci: pl.DataFrame, computed: Computed) -> di
     """Sums, ready for JSON."""
     counts = dict(table["CLASS"].value_counts().iter_rows())
     called = table.filter(pl.col("LFDR") <= 0.05)
-    p = np.sort(table["LFDR"].to_numpy())
-    mean = np.cumsum(p) / np.arange(1, len(p) + 1)
     return {
         "variants": table.height,
         "observed": int(table["OBSERVED"].sum()),
@@ -229,11 +228,18 @@ def totals_of(table: pl.DataFrame, loci: pl.DataFrame, computed: Computed) -> di
         "classes": {name: int(counts.get(name, 0)) for name in CLASSES},
         "pleiotropic": float(table["P_PLEIOTROPY"].sum()),
         "called_at_lfdr_5": called.height,
-        "called_at_fdr_5": int((mean <= 0.05).sum()),
+        "called_at_fdr_5": _called(table["LFDR"], 0.05),
         "loci": loci.height,
+        "loci_called_at_fdr_5": _called(loci["LFDR"], 0.05),
         "loci_by_class": {name: int((loci["CLASS"] == name).sum()) for name in CLASSES[1:]},
         "loci_unresolvable": int(loci["UNRESOLVABLE"].sum()),
         "effects": float(computed.blocks[:, 0].sum()),
         "effects_sd": float(np.sqrt(computed.blocks[:, 1].sum())),
         "not_converged": int((computed.blocks[:, 2] == 0).sum()),
     }
+
+
+def _called(local_fdr: pl.Series, level: float) -> int:
+    """How many, the likeliest first, can be called with at most the share `level` of them expected to be false."""
+    p = np.sort(local_fdr.to_numpy())
+    return int((np.cumsum(p) <= level * np.arange(1, len(p) + 1)).sum())

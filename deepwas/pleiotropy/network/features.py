@@ -12,14 +12,15 @@ changes neither with the order of traits nor with the allele that is counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.finemapping.block import BlockEffects
-from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
+from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.learning import JointBlock
 
 __all__ = ["BlockFeatures", "Channels", "block_features", "log_odds_of", "standardised"]
@@ -106,7 +107,7 @@ def block_features(
     explained = np.maximum(np.einsum("ij,ij->j", G, G), 1e-12)
     r2 = ((G / np.sqrt(explained)[None, :]).T @ (G / np.sqrt(explained)[None, :])) ** 2
     score = r2.sum(axis=1)
-    pi = np.minimum(block.direct / model.slab[None, :], MOST_LIKELY)
+    pi = model.pi(block.direct)
     around = (r2 @ pi) / score[:, None]
     free = [log_odds_of(prior), np.log(score), *(_ahead(r2, n) for n in _NEIGHBOURS)]
     if annotations is not None:
@@ -203,10 +204,13 @@ def standardised(blocks: list[Channels]) -> list[Channels]:
     """Channels with mean 0 and variance 1 over all variants of the blocks (and traits, which share their channels)."""
     out = []
     for axis in ("by_trait", "shared"):
-        flat = [np.asarray(getattr(b, axis), np.float64).reshape(-1, getattr(b, axis).shape[-1]) for b in blocks]
-        n = sum(len(x) for x in flat)
-        mean = sum(x.sum(axis=0) for x in flat) / n
-        variance = sum(((x - mean[None, :]) ** 2).sum(axis=0) for x in flat) / n
+        n, total, squares = 0, 0.0, 0.0
+        for x in _flat(blocks, axis):
+            n, total = n + len(x), total + x.sum(axis=0)
+        mean = np.asarray(total / n)
+        for x in _flat(blocks, axis):
+            squares = squares + ((x - mean[None, :]) ** 2).sum(axis=0)
+        variance = np.asarray(squares / n)
         scale = np.where(variance > 1e-12, 1 / np.sqrt(np.maximum(variance, 1e-12)), 0.0)
         out.append((mean.astype(np.float32), scale.astype(np.float32)))
     (mean_t, scale_t), (mean_s, scale_s) = out
@@ -219,6 +223,8 @@ def standardised(blocks: list[Channels]) -> list[Channels]:
     ]
 
 
-def with_truth(block: BlockFeatures, truth: NDArray[np.bool_]) -> BlockFeatures:
-    """The block with simulated truth."""
-    return replace(block, truth=truth)
+def _flat(blocks: list[Channels], axis: str) -> Iterator[Floats]:
+    """Channels of each block, (rows, channels), one block at a time in float64."""
+    for block in blocks:
+        x = getattr(block, axis)
+        yield np.asarray(x, np.float64).reshape(-1, x.shape[-1])

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deepwas.errors import DeepwasError, InputError
+from deepwas.pleiotropy.options import MOST_AT_ONCE
 from deepwas.pleiotropy.structure.instruments import Instruments, select_instruments
 from deepwas.pleiotropy.structure.likelihood import MOST_EFFECT, Floats, InstrumentLikelihood
 from deepwas.pleiotropy.structure.noise import checked_names
@@ -23,7 +24,6 @@ __all__ = ["TraitEffects", "trait_effects"]
 
 Progress = Callable[[str, int, int], None]
 
-_MOST_TRAITS = 20
 _LEAST_INSTRUMENTS = 3
 _WEAK = 0.1  # of the other direction's squared z-score
 _OFF_SHARE = 0.2
@@ -365,8 +365,8 @@ def _checked(
             f"effects of trait on trait need z (variants, traits) of two traits or more; it is {values.shape}."
         )
     M, K = values.shape
-    if K > _MOST_TRAITS:
-        raise InputError(f"effects of trait on trait are fitted for at most {_MOST_TRAITS} traits at once; given: {K}.")
+    if K > MOST_AT_ONCE:
+        raise InputError(f"effects of trait on trait are fitted for at most {MOST_AT_ONCE} traits at once; given: {K}.")
     labels = checked_names(names, K)
     if np.shape(blocks) != (M,):
         raise InputError(f"blocks must hold one number for each of {M:,} variants; it has shape {np.shape(blocks)}.")
