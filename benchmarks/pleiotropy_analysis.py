@@ -227,7 +227,12 @@ def prepare(
         model, direct, rounds = learn_model(traits, joint, found, shapes, options, people, progress)
     order = [i for group in groups for i in group]
     blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order])
-    how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": people}
+    how: dict[str, Any] = {
+        "slots": options.max_effects,
+        "candidates": options.candidates,
+        "more": options.more_candidates,
+        "panel": people,
+    }
     return Prepared(traits, joint, found, model, direct, rounds, blocks, order, how, seconds)
 
 

@@ -229,6 +229,21 @@ def test_dense_weak_effects_are_background_and_raise_the_noise():
     np.testing.assert_allclose(drawn.var(axis=0), np.column_stack([0 * added, 0.5 * added]), rtol=0.15)
 
 
+def test_more_pairs_are_weighed_where_one_shared_effect_stands_against_two():
+    blocks, _, start = simulated(True, 9, blocks=16)
+    model = replace(start, excess=np.array([0.0, 0.0, 3.0]), together=(3.0, 3.0))
+    few, some, every = (
+        [found.probability for _, _, found in locate(blocks, model, **how)]
+        for how in ({"candidates": 4}, {"candidates": 4, "more": 90}, {"candidates": 90})
+    )
+    changed = [i for i, (a, b) in enumerate(zip(few, some, strict=True)) if np.abs(a - b).max() > 1e-9]
+    assert 2 <= len(changed) <= 8
+    for i in changed:
+        assert few[i][:, 2].sum() > 0.3
+        assert some[i][:, 2].sum() == pytest.approx(every[i][:, 2].sum(), abs=0.02)
+    assert min(some[i][:, 2].sum() - few[i][:, 2].sum() for i in changed) < -0.1
+
+
 def test_the_panels_error_is_not_taken_for_background():
     """Strong effects and the noise that LD of 200 people adds to them."""
     rng = np.random.default_rng(7)

@@ -171,7 +171,7 @@ def test_without_effects_of_trait_on_trait_vertical_is_called_direct(world, foun
     options = PleiotropyOptions(**(OPTIONS.as_dict() | {"vertical": False, "sharing": False}))
     other = classify(priors, world.store, sumstats=z, noise_correlation=CN, options=options)
     block = other.variants[2 * SIZE : 3 * SIZE]
-    assert block["P_PLEIOTROPY"].sum() > 0.8
+    assert block["P_PLEIOTROPY"].sum() > 0.7
     assert block["P_VERTICAL"].max() == 0
     assert set(other.record["learned"]["excess_log_odds"].values()) == {0.0}
     assert other.record["trait_effects"] == "held at 0"

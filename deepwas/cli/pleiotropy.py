@@ -70,6 +70,9 @@ def pleiotropy(
     max_effects: Annotated[int, typer.Option(help="Effects of a block at most.")] = 10,
     coverage: Annotated[float, typer.Option(help="Of credible sets.")] = 0.95,
     candidates: Annotated[int, typer.Option(help="Variants, each with traits, whose pairs are weighed exactly.")] = 96,
+    more_candidates: Annotated[
+        int, typer.Option(help="The same where one effect on several traits stands against two; 0: no more.")
+    ] = 384,
     network: Annotated[
         bool, typer.Option("--network", help="Train the semi-supervised networks; takes about twice as long.")
     ] = False,
@@ -128,6 +131,7 @@ def pleiotropy(
             max_effects=max_effects,
             coverage=coverage,
             candidates=candidates,
+            more_candidates=more_candidates,
             missing_prior=cast("MissingPrior", missing_prior),
             network=network,
             calibration_blocks=calibration_blocks,

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from deepwas.finemapping.effects import ClassArrays, EffectClasses, as_arrays, by_rank, shrinkage, take_classes
 from deepwas.finemapping.groups import cut
 from deepwas.finemapping.mean_field import Slots, mean_field
-from deepwas.finemapping.pairs import Group, fit, look, report, weigh_pairs
+from deepwas.finemapping.pairs import Group, fit, look, report, shared, weigh_pairs
 from deepwas.finemapping.sets import CredibleSet, credible_set
 from deepwas.finemapping.weak import fit_weak, report_weak
 
 __all__ = ["BlockEffects", "Task", "locate_effects"]
 
 _FULL = 0.5
+_MUCH, _SOME = 0.3, 1e-5  # of one effect on several traits, and of two effects, for more candidates
 _WIDTH = 64  # groups are padded to it and its doubles, so that few shapes are compiled
 _ROUNDS = 8
 _SETTLED = 1e-3  # change of a group's expected number of effects
@@ -85,6 +86,7 @@ def locate_effects(
     coverage: float = 0.95,
     shape: tuple[int, int] | None = None,
     together: tuple[float, float] = (0.0, 0.0),
+    more: int = 0,
 ) -> list[BlockEffects]:
     """Posterior effects of blocks that are computed together, padded to one shape.
 
@@ -92,6 +94,8 @@ def locate_effects(
     candidates: variants and classes whose pairs are weighed.  coverage: of credible sets.
     shape: (k, m) to pad to; by default the largest of each.
     together: added to the log prior odds of two effects in LD r^2 > 0.2, with a trait in common, and with none.
+    more: candidates where one effect on several traits stands against two that are not negligible: there the many pairs
+    that are each unlikely count. 0 for no more.
     """
     dtype = jnp.result_type(float)
     k = max(t.factor.shape[0] for t in tasks) if shape is None else shape[0]
@@ -119,6 +123,7 @@ def locate_effects(
             candidates,
             coverage,
             together,
+            more,
         )
         for row, task in enumerate(tasks)
     ]
@@ -148,6 +153,7 @@ class _Part:
         classes: ClassArrays,
         candidates: int,
         together: tuple[float, float],
+        more: int,
     ):
         self.together, self.close = together, np.zeros(2)
         self.variants, self.weak, self.classes = variants, weak, classes
@@ -158,7 +164,7 @@ class _Part:
         padded[:n] = odds[variants]
         begin = np.zeros((2, width, starts.shape[2]), G.dtype)
         begin[:, :n] = starts[:, variants]
-        self.candidates = min(candidates, padded.size)
+        self.candidates, self.more = min(candidates, padded.size), min(more, padded.size)
         gram = self.factor.T @ self.factor
         self.gram, self.odds, self.starts = jax.device_put((gram, padded, begin))
         self.shrink = _shrinkage(classes, gram.diagonal())
@@ -174,10 +180,12 @@ class _Part:
         self.given = residual
         classes, (shrink, half_log) = self.classes, self.shrink
         b = self.factor.T @ residual
-        alone, chosen = look(
-            self.gram, b, classes, self.odds, shrink, half_log, self.starts, candidates=self.candidates
-        )
+        looking = partial(look, self.gram, b, classes, self.odds, shrink, half_log, self.starts)
+        alone, chosen = looking(candidates=self.candidates)
         pairs = weigh_pairs(classes, chosen, self.together)
+        if self.more > self.candidates and pairs.numbers[2] > _SOME and shared(classes, alone, pairs) > _MUCH:
+            alone, chosen = looking(candidates=self.more)
+            pairs = weigh_pairs(classes, chosen, self.together)
         numbers = np.asarray(pairs.numbers)
         if self.weak and numbers[0] > 1 - _FULL:
             probability, total, found, weight = fit_weak(classes, self.gram, alone, shrink)
@@ -203,6 +211,7 @@ def _one_block(
     candidates: int,
     coverage: float,
     together: tuple[float, float],
+    more: int,
 ) -> BlockEffects:
     m = task.factor.shape[1]
     groups = cut(task.factor, slots.lead, slots.full > _FULL)
@@ -212,7 +221,7 @@ def _one_block(
         variants = np.flatnonzero(groups.group == number)
         if len(variants):
             starts = np.stack([slots.mean[x] if x >= 0 else nothing for x in pair])
-            parts.append(_Part(variants, G, odds, starts, bool((pair < 0).all()), classes, candidates, together))
+            parts.append(_Part(variants, G, odds, starts, bool((pair < 0).all()), classes, candidates, together, more))
     total = sum((part.fitted for part in parts), np.zeros_like(y))
     change, rounds = float("inf"), 0
     while change > _SETTLED and rounds < _ROUNDS:

@@ -42,7 +42,19 @@ from deepwas.finemapping.effects import (
 )
 from deepwas.finemapping.groups import CLOSE
 
-__all__ = ["Alone", "Candidates", "Group", "Pairs", "at_most_two", "fit", "look", "moments", "report", "weigh_pairs"]
+__all__ = [
+    "Alone",
+    "Candidates",
+    "Group",
+    "Pairs",
+    "at_most_two",
+    "fit",
+    "look",
+    "moments",
+    "report",
+    "shared",
+    "weigh_pairs",
+]
 
 
 class Group(NamedTuple):
@@ -295,6 +307,13 @@ def fit(
     """Of single effects the probabilities (m, C), and of all effects E[u] (m, K)."""
     probability = jnp.exp(alone.weight - pairs.top) / pairs.total
     return probability, mean_effect(classes, probability, alone.t, shrink).at[chosen.where].add(pairs.fitted)
+
+
+@jax.jit
+def shared(classes: ClassArrays, alone: Alone, pairs: Pairs) -> Array:
+    """Probability of one effect alone, on several traits."""
+    several = jnp.sum(classes.traits, axis=1) > 1
+    return jnp.sum(jnp.exp(alone.weight - pairs.top) * several[None, :]) / pairs.total
 
 
 moments = jax.jit(alone_moments)

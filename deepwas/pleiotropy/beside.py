@@ -84,7 +84,7 @@ def beside_of(
             draws=options.bootstrap,
             seed=options.seed,
             progress=lambda done, total: say("testing sharing", done, total),
-            **how,
+            **{name: value for name, value in how.items() if name != "more"},  # draws are weighed like the data
         )
         record["sharing_test"] = tested.as_dict(names)
         computed.keep(_TEST, json.dumps(record["sharing_test"]), {})

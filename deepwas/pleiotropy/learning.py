@@ -262,8 +262,11 @@ def locate(
     coverage: float = 0.95,
     panel: float | None = None,
     shape: tuple[int, int] | None = None,
+    more: int = 0,
 ) -> Iterator[tuple[JointBlock, Floats, BlockEffects]]:
     """Each block with its log odds and its effects.
+
+    slots, candidates, coverage, more: as of `locate_effects`.
 
     panel: people that the LD was estimated from. Effects u add E[u u^T] / panel to the noise of every whitened
     direction, as LD of other people is off by chance; where that matters a block is weighed again. None takes LD as
@@ -290,6 +293,7 @@ def locate(
                 coverage=coverage,
                 shape=block.shape or shape,
                 together=model.together,
+                more=more,
             )
             if panel is None:
                 break

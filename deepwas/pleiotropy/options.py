@@ -24,7 +24,8 @@ class PleiotropyOptions:
     fdr: of the effects of trait on trait.  threshold: p-value of their instruments.
     learn_blocks: LD blocks, at most, from which sizes of effects and sharing are learned.  rounds: at most.
     draws: of T, that carry its uncertainty.
-    max_effects: of a block.  coverage: of credible sets.  candidates: variants whose pairs are weighed exactly.
+    max_effects: of a block.  coverage: of credible sets.  candidates: variants, each with traits, whose pairs are
+    weighed exactly.  more_candidates: where one effect on several traits stands against two.
     network: train the semi-supervised networks (`deepwas.pleiotropy.network`); blocks are then gone through twice.
     calibration_blocks: LD blocks, at most, on which data are simulated under the fitted model and classified, to see
     whether probabilities mean what they say; 0 for none.
@@ -44,6 +45,7 @@ class PleiotropyOptions:
     max_effects: int = 10
     coverage: float = 0.95
     candidates: int = 96
+    more_candidates: int = 384
     network: bool = False
     calibration_blocks: int = 30
     bootstrap: int = 0
@@ -52,7 +54,7 @@ class PleiotropyOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"learn_blocks": 1, "rounds": 1, "draws": 2, "max_effects": 1, "candidates": 2}
+        least = {"learn_blocks": 1, "rounds": 1, "draws": 2, "max_effects": 1, "candidates": 2, "more_candidates": 0}
         for name, value in (
             least | dict.fromkeys(("hops_permutations", "calibration_blocks", "bootstrap", "seed"), 0)
         ).items():

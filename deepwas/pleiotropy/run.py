@@ -264,7 +264,12 @@ def _compute(
     else:
         model = model_from_numbers(computed.known, traits, structure)
         direct = prior_direct(traits.f, structure.effects.T)
-    how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
+    how: dict[str, Any] = {
+        "slots": options.max_effects,
+        "candidates": options.candidates,
+        "more": options.more_candidates,
+        "panel": panel,
+    }
     everything = BlocksToLocate(joint, direct, range(len(joint)), shapes)
     extra, shared = kept_or(
         computed,

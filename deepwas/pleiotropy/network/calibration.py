@@ -72,6 +72,7 @@ def calibration_report(
     draws: int = 1,
     slots: int = 10,
     candidates: int = 64,
+    more: int = 0,
     panel: float | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -80,7 +81,7 @@ def calibration_report(
 
     model: factors that are less likely than not are left out.
     scored, chromosomes: of each block, for `block_features`.  annotations: of the rows of a block, where the networks
-    read any.  slots, candidates, panel: as for `locate`, which takes one pass a block and draw.
+    read any.  slots, candidates, more, panel: as for `locate`, which takes one pass a block and draw.
     """
     if n_blocks < 1 or draws < 1 or not blocks:
         raise InputError(f"n_blocks is {n_blocks}, draws {draws}, and {len(blocks)} LD blocks are given: 1 at least.")
@@ -99,7 +100,8 @@ def calibration_report(
                 yield data
 
     found: list[BlockFeatures] = []
-    for data, used, effects in locate(simulated(), model, slots=slots, candidates=candidates, panel=panel):
+    how: dict[str, Any] = {"slots": slots, "candidates": candidates, "more": more, "panel": panel}
+    for data, used, effects in locate(simulated(), model, **how):
         i, truth = drawn[len(found)]
         features = block_features(
             data,
