@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,3 +84,39 @@ def test_figures_of_probabilities():
     assert (found["called"], found["false"]) == (2, 0)
     assert found["log_loss"] == pytest.approx(-np.log([0.99, 0.98, 0.4, 0.99, 1.0]).sum(), abs=1e-6)
     assert found["calibration_error"] == pytest.approx((2 * 0.015 + 0.6) / 3)
+
+
+@pytest.mark.slow
+def test_networks_read_the_annotations_that_are_said(monkeypatch):
+    """One replicate whose networks are not trained: what they would read, and a correction of 0 changes nothing."""
+    distance = np.abs(np.subtract.outer(np.arange(24), np.arange(24)))
+    genome = Genome((Region(np.linspace(0, 1e6, 24), np.full(24, 0.2), 0.8**distance),) * 16)
+    problem = dataclasses.replace(networks.PRESETS["quick"], traits=2, paths=0, polygenicity=0.05, learn_blocks=6)
+    read = []
+
+    def untrained(features, labels, options, *, simulated):
+        read.append(features)
+        nothing = {key: [np.zeros(f.m, np.float32) for f in features] for key in networks.OBJECTIVES}
+        gain = {key: {"gain": 0.0, "gain_standard_error": 1.0} for key in networks.OBJECTIVES}
+        posterior = {key: [f.posterior for f in features] for key in networks.OBJECTIVES}
+        return SimpleNamespace(corrections=nothing, probabilities=posterior, ablations={"prior": gain})
+
+    monkeypatch.setattr(networks, "OBJECTIVES", ("both",))
+    monkeypatch.setattr("deepwas.pleiotropy.network.fit_network", untrained)
+    monkeypatch.setattr("deepwas.pleiotropy.network.calibration_report", lambda *_, **__: SimpleNamespace(blocks=[]))
+    kept = []
+    real = networks.simulate
+    monkeypatch.setattr(networks, "simulate", lambda *a, **k: kept.append(real(*a, **k)) or kept[0])
+    found = networks.replicate(problem, 0, genome)
+    plain, matter, decoys = read
+    n = plain[0].free.shared.shape[1]
+    annotations = kept[0].annotations.astype(np.float32)
+    for columns, features in (([0, 2, 3], matter), ([1, 4, 5], decoys)):
+        for block in features:
+            np.testing.assert_array_equal(block.free.shared[:, n:], annotations[block.rows][:, columns])
+    assert {f.chromosome for f in plain} == {str(1 + i * 22 // 16) for i in range(16)}
+    for own in found["networks"].values():
+        for row in own.values():
+            assert row["posterior"] == pytest.approx(found["none"], abs=1e-3)
+            assert row["evidence"] == pytest.approx(found["none"], abs=1e-9)
+            assert not row["accepted"]

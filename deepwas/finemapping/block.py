@@ -94,8 +94,8 @@ def locate_effects(
     candidates: variants and classes whose pairs are weighed.  coverage: of credible sets.
     shape: (k, m) to pad to; by default the largest of each.
     together: added to the log prior odds of two effects in LD r^2 > 0.2, with a trait in common, and with none.
-    more: candidates where one effect on several traits stands against two that are not negligible: there the many pairs
-    that are each unlikely count. 0 for no more.
+    more: candidates, in the end, where one effect on several traits stands against two that are not negligible: there
+    the many pairs that are each unlikely count. 0 for no more.
     """
     dtype = jnp.result_type(float)
     k = max(t.factor.shape[0] for t in tasks) if shape is None else shape[0]
@@ -153,7 +153,6 @@ class _Part:
         classes: ClassArrays,
         candidates: int,
         together: tuple[float, float],
-        more: int,
     ):
         self.together, self.close = together, np.zeros(2)
         self.variants, self.weak, self.classes = variants, weak, classes
@@ -164,7 +163,7 @@ class _Part:
         padded[:n] = odds[variants]
         begin = np.zeros((2, width, starts.shape[2]), G.dtype)
         begin[:, :n] = starts[:, variants]
-        self.candidates, self.more = min(candidates, padded.size), min(more, padded.size)
+        self.candidates, self.in_doubt = candidates, False
         gram = self.factor.T @ self.factor
         self.gram, self.odds, self.starts = jax.device_put((gram, padded, begin))
         self.shrink = _shrinkage(classes, gram.diagonal())
@@ -173,20 +172,21 @@ class _Part:
         self.posterior: Callable[[], Group]
         self.given = np.full((len(G), starts.shape[2]), np.inf, G.dtype)
 
-    def update(self, residual: NDArray[Any]) -> float:
-        """Weigh the group, unless it was with nearly this residual; returns the change of its expected number."""
-        if np.square(residual - self.given).sum(axis=0).max() <= _SAME**2:
+    def update(self, residual: NDArray[Any], candidates: int = 0) -> float:
+        """Weigh the group, unless it was with nearly this residual; returns the change of its expected number.
+
+        candidates: to weigh it with as many, whatever the residual.
+        """
+        if not candidates and np.square(residual - self.given).sum(axis=0).max() <= _SAME**2:
             return 0.0
         self.given = residual
         classes, (shrink, half_log) = self.classes, self.shrink
         b = self.factor.T @ residual
-        looking = partial(look, self.gram, b, classes, self.odds, shrink, half_log, self.starts)
-        alone, chosen = looking(candidates=self.candidates)
+        count = min(candidates or self.candidates, self.odds.size)
+        alone, chosen = look(self.gram, b, classes, self.odds, shrink, half_log, self.starts, candidates=count)
         pairs = weigh_pairs(classes, chosen, self.together)
-        if self.more > self.candidates and pairs.numbers[2] > _SOME and shared(classes, alone, pairs) > _MUCH:
-            alone, chosen = looking(candidates=self.more)
-            pairs = weigh_pairs(classes, chosen, self.together)
         numbers = np.asarray(pairs.numbers)
+        self.in_doubt = numbers[2] > _SOME and bool(shared(classes, alone, pairs) > _MUCH)
         if self.weak and numbers[0] > 1 - _FULL:
             probability, total, found, weight = fit_weak(classes, self.gram, alone, shrink)
             self.posterior = partial(report_weak, classes, alone, shrink, probability, found, weight)
@@ -221,7 +221,7 @@ def _one_block(
         variants = np.flatnonzero(groups.group == number)
         if len(variants):
             starts = np.stack([slots.mean[x] if x >= 0 else nothing for x in pair])
-            parts.append(_Part(variants, G, odds, starts, bool((pair < 0).all()), classes, candidates, together, more))
+            parts.append(_Part(variants, G, odds, starts, bool((pair < 0).all()), classes, candidates, together))
     total = sum((part.fitted for part in parts), np.zeros_like(y))
     change, rounds = float("inf"), 0
     while change > _SETTLED and rounds < _ROUNDS:
@@ -233,6 +233,11 @@ def _one_block(
         rounds += 1
         if len(parts) == 1:
             change = 0.0
+    for part in parts:
+        if part.in_doubt and more > candidates:
+            others = total - part.fitted
+            part.update(y - others, more)
+            total = others + part.fitted
     probability: NDArray[np.float64] = np.zeros((m, odds.shape[1]))
     mean, square = np.zeros((2, m, y.shape[1]))
     apart = np.zeros(m)
