@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.pleiotropy import read_kept
-from benchmarks.pleiotropy_genome import Genome, load_genome, save_genome, simulate_genome
+from benchmarks.pleiotropy_genome import Genome, kept_genome, load_genome
 from benchmarks.pleiotropy_metrics import average_precision, calls_by_local_fdr
 from benchmarks.pleiotropy_simulate import CLASSES, Simulated, simulate
 
@@ -83,17 +83,15 @@ def measure(preset: str, progress: Progress, parts: Path) -> dict[str, Any]:
     """All replicates, kept in the folder `parts` one by one, and what they say together."""
     problem = PRESETS[preset]
     parts.mkdir(exist_ok=True)
-    world = parts / f"genome-{problem.regions}x{problem.m}-{problem.people}-{problem.seed}.npz"
-    if not world.exists():
-        made = simulate_genome(
-            problem.regions,
-            m=problem.m,
-            people=problem.people,
-            panel_people=0,
-            seed=problem.seed,
-            progress=lambda done, total: progress("simulating LD", done, total),
-        )
-        save_genome(made, world)
+    world = kept_genome(
+        parts,
+        problem.regions,
+        m=problem.m,
+        people=problem.people,
+        panel_people=0,
+        seed=problem.seed,
+        progress=progress,
+    )
     genome = load_genome(world)
     settings = {name: value for name, value in asdict(problem).items() if name != "replicates"}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pleiotropy_analysis import Analysis, analyse
-from benchmarks.pleiotropy_genome import Genome, load_genome, save_genome, simulate_genome
+from benchmarks.pleiotropy_genome import Genome, kept_genome, load_genome
 from benchmarks.pleiotropy_report import draw, summary, tables
 from benchmarks.pleiotropy_simulate import PRIORS, simulate
 
@@ -187,17 +187,15 @@ def measure(preset: str, progress: Progress, parts: Path) -> dict[str, Any]:
     """All replicates of a preset, kept in the folder `parts` one by one, and what they say together."""
     plan = PRESETS[preset]
     parts.mkdir(exist_ok=True)
-    world = parts / f"genome-{plan.regions}x{plan.m}-{plan.people}-{plan.panel}-{plan.seed}.npz"
-    if not world.exists():
-        made = simulate_genome(
-            plan.regions,
-            m=plan.m,
-            people=plan.people,
-            panel_people=plan.panel,
-            seed=plan.seed,
-            progress=lambda done, total: progress("simulating LD", done, total),
-        )
-        save_genome(made, world)
+    world = kept_genome(
+        parts,
+        plan.regions,
+        m=plan.m,
+        people=plan.people,
+        panel_people=plan.panel,
+        seed=plan.seed,
+        progress=progress,
+    )
     kept = parts / f"replicates-{_digest(plan)}.jsonl"
     known = {(x["cell"], x["number"]): x for x in read_kept(kept)}
     every = [(name, n) for name, cell in plan.cells.items() for n in range(cell.replicates)]

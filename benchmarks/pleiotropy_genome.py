@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from benchmarks.simulate import Region, simulate_panel
 from deepwas.errors import InputError
 from deepwas.files import atomic_path
 
-__all__ = ["Genome", "load_genome", "save_genome", "simulate_genome"]
+__all__ = ["Genome", "kept_genome", "load_genome", "save_genome", "simulate_genome"]
 
 Array = NDArray[np.float64]
 
@@ -113,3 +113,22 @@ def load_genome(path: Path) -> Genome:
             if f"panel{number}" in kept:
                 panel.append(kept[f"panel{number}"].astype(np.float64))
         return Genome(tuple(regions), tuple(panel) if panel else None, int(kept["panel_people"]))
+
+
+def kept_genome(
+    folder: Path,
+    regions: int,
+    *,
+    m: int,
+    people: int,
+    panel_people: int,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> Path:
+    """The file of a genome of `simulate_genome` in a folder, named by its settings; simulated if it is not there."""
+    path = folder / f"genome-{regions}x{m}-{people}-{panel_people}-{seed}.npz"
+    if not path.exists():
+        told = partial(progress, "simulating LD")
+        made = simulate_genome(regions, m=m, people=people, panel_people=panel_people, seed=seed, progress=told)
+        save_genome(made, path)
+    return path

@@ -35,7 +35,7 @@ def figures(tmp_path, monkeypatch):
     small = dataclasses.replace(networks.PRESETS["quick"], regions=1, m=4, replicates=2)
     monkeypatch.setitem(networks.PRESETS, "quick", small)
     genome = Genome((Region(np.arange(4.0), np.full(4, 0.2), np.eye(4)),))
-    save_genome(genome, tmp_path / f"genome-1x4-{small.people}-{small.seed}.npz")
+    save_genome(genome, tmp_path / f"genome-1x4-{small.people}-0-{small.seed}.npz")
     asked: list[int] = []
 
     def made(_, number, __):
