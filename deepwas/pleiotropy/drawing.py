@@ -29,7 +29,8 @@ def draw_block(
     block: JointBlock, log_odds: Floats, model: TraitModel, rng: np.random.Generator, *, panel: float | None = None
 ) -> tuple[JointBlock, NDArray[np.bool_]]:
     """The block with whitened z-scores drawn from the model, and which variants act on two traits or more, (m,)."""
-    weights = np.exp(np.concatenate([np.zeros((len(log_odds), 1)), log_odds], axis=1) - np.maximum(log_odds.max(), 0))
+    weights = np.concatenate([np.zeros((len(log_odds), 1)), log_odds], axis=1)
+    weights = np.exp(weights - weights.max(axis=1, keepdims=True))
     chance = weights / weights.sum(axis=1, keepdims=True)
     chosen = (rng.random((len(log_odds), 1)) >= np.cumsum(chance, axis=1)[:, :-1]).sum(axis=1) - 1
     acts = np.asarray(model.classes.traits, bool)
