@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.rates import rate, said
 from benchmarks.simulate import Region, effect_variance, simulate_annotations, simulate_regions
 
 if TYPE_CHECKING:
@@ -268,16 +269,8 @@ def _judged(
             done += 1
             if done % 50 == 0 or done == total:
                 progress(what, done, total)
-        out[str(p)] = {"together": _proportion(together, len(u)), "any_alone": _proportion(alone, len(u))}
+        out[str(p)] = {"together": rate(together, len(u)), "any_alone": rate(alone, len(u))}
     return out
-
-
-def _proportion(hits: int, runs: int) -> dict[str, float]:
-    """With the exact binomial 95% interval."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(int(hits), runs).proportion_ci(method="exact")
-    return {"hits": int(hits), "runs": runs, "share": hits / runs, "low": interval.low, "high": interval.high}
 
 
 def _shares(problem: Problem, truth: _Truth, solved: _Solved, u: Array) -> dict[str, Any]:
@@ -305,8 +298,8 @@ def tables(figures: dict[str, Any]) -> list[Table]:
     null.add_column(f"any of {settings['columns'][-1]}, adjusted", justify="right")
     for name, text in SETTINGS.items():
         row = figures["null"][name]
-        cells = [_said(row[str(p)]["together"]) for p in settings["columns"]]
-        null.add_row(text, *cells, _said(row[str(settings["columns"][-1])]["any_alone"]))
+        cells = [said(row[str(p)]["together"]) for p in settings["columns"]]
+        null.add_row(text, *cells, said(row[str(settings["columns"][-1])]["any_alone"]))
     power = Table(title=f"Power at 5%, {settings['power_runs']:,} data sets each; the first score has the direction")
     power.add_column("share of f with direction", justify="right")
     for p in settings["columns"]:
@@ -316,14 +309,10 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         estimate = row["estimates"]["1"]
         power.add_row(
             f"{100 * row['share']:g}%",
-            *(_said(row["tests"][str(p)]["together"]) for p in settings["columns"]),
+            *(said(row["tests"][str(p)]["together"]) for p in settings["columns"]),
             f"{estimate['mean']:.2%} ({estimate['standard_error']:.2%})",
         )
     return [null, power]
-
-
-def _said(found: dict[str, float]) -> str:
-    return f"{found['share']:.1%} ({found['low']:.1%}-{found['high']:.1%})"
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:

@@ -199,7 +199,7 @@ def prepare(
     from deepwas.pleiotropy import PleiotropyOptions, TraitEffects
     from deepwas.pleiotropy.genome import structure_of
     from deepwas.pleiotropy.model_of import BlocksToLocate, learn_model
-    from deepwas.training.packing import padded_shape, plan_shapes
+    from deepwas.training.packing import shape_of_each
 
     if isinstance(structure, str) and structure not in ("estimated", "true"):
         raise InputError(f"structure is {structure!r}; it is 'estimated' or 'true'.")
@@ -216,16 +216,10 @@ def prepare(
             found = structure_of(traits, joint, options, **known, progress=progress)
         else:
             found = structure
-    shapes: list[tuple[int, int]] = [(0, 0)] * len(joint)
-    groups = plan_shapes(joint.sizes)
-    for group in groups:
-        shape = padded_shape([joint.sizes[i] for i in group])
-        for i in group:
-            shapes[i] = shape
+    shapes, order = shape_of_each(joint.sizes)
     people = float(joint.store.n_samples)
     with _timed(seconds, "learning"):
         model, direct, rounds = learn_model(traits, joint, found, shapes, options, people, progress)
-    order = [i for group in groups for i in group]
     blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order])
     how: dict[str, Any] = {
         "slots": options.max_effects,

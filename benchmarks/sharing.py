@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.rates import rate, said
 from benchmarks.simulate import Region, simulate_regions
 
 if TYPE_CHECKING:
@@ -96,11 +97,11 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
     for number, name in enumerate(SETTINGS):
         runs = problem.runs if name == "constant" else problem.some_runs
         p = _tested(problem, factors, name, 0.0, runs, 1 + number, progress)
-        null[name] = {"rejected": _proportion(p), "p": p}
+        null[name] = {"rejected": rate(sum(x <= LEVEL + 1e-9 for x in p), len(p)), "p": p}
     power = []
     for number, psi in enumerate(problem.psi):
         p = _tested(problem, factors, "constant", psi, problem.power_runs, 10 + number, progress)
-        power.append({"psi": psi, "rejected": _proportion(p), "p": p})
+        power.append({"psi": psi, "rejected": rate(sum(x <= LEVEL + 1e-9 for x in p), len(p)), "p": p})
     return {"settings": asdict(problem), "variants": problem.blocks * problem.m, "null": null, "power": power}
 
 
@@ -198,15 +199,6 @@ def _believed(problem: Problem, true: TraitModel, setting: str, rng: np.random.G
     return replace(model, T=T, draws=draws)
 
 
-def _proportion(p: list[float]) -> dict[str, float]:
-    """Rejected at the level, with the exact binomial 95% interval."""
-    from scipy.stats import binomtest
-
-    hits = sum(x <= LEVEL + 1e-9 for x in p)
-    interval = binomtest(hits, len(p)).proportion_ci(method="exact")
-    return {"hits": hits, "runs": len(p), "share": hits / len(p), "low": interval.low, "high": interval.high}
-
-
 def tables(figures: dict[str, Any]) -> list[Table]:
     """Type I error by setting; power by psi."""
     from rich.table import Table
@@ -219,17 +211,13 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         null.add_column(heading, justify="right")
     for name, text in SETTINGS.items():
         found = figures["null"][name]
-        null.add_row(text, f"{found['rejected']['runs']:,}", _said(found["rejected"]), f"{np.mean(found['p']):.3f}")
+        null.add_row(text, f"{found['rejected']['runs']:,}", said(found["rejected"]), f"{np.mean(found['p']):.3f}")
     power = Table(title="Rejected at 5% with sharing")
     for heading in ("psi", "data sets", "rejected (95% interval)"):
         power.add_column(heading, justify="right")
     for row in figures["power"]:
-        power.add_row(f"{row['psi']:g}", f"{row['rejected']['runs']:,}", _said(row["rejected"]))
+        power.add_row(f"{row['psi']:g}", f"{row['rejected']['runs']:,}", said(row["rejected"]))
     return [null, power]
-
-
-def _said(found: dict[str, float]) -> str:
-    return f"{found['share']:.1%} ({found['low']:.1%}-{found['high']:.1%})"
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:

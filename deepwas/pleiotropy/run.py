@@ -249,14 +249,9 @@ def _compute(
     say: Progress,
 ) -> tuple[TraitModel, Beside]:
     """Learn, unless known, and locate what `computed` does not hold yet."""
-    from deepwas.training.packing import padded_shape, plan_shapes
+    from deepwas.training.packing import shape_of_each
 
-    shapes: list[tuple[int, int]] = [(0, 0)] * len(joint)
-    groups = plan_shapes(joint.sizes)
-    for group in groups:
-        shape = padded_shape([joint.sizes[i] for i in group])
-        for i in group:
-            shapes[i] = shape
+    shapes, by_shape = shape_of_each(joint.sizes)
     panel = float(store.n_samples)
     if "rounds" not in computed.known:
         model, direct, rounds = learn_model(traits, joint, structure, shapes, options, panel, say)
@@ -277,7 +272,7 @@ def _compute(
             store, traits.names, joint, everything, model, options, labels, annotations, how, computed, say
         ),
     )
-    order = [i for group in groups for i in group if not computed.done[i]]
+    order = [i for i in by_shape if not computed.done[i]]
     blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order], shared)
     each = locate(blocks, model, coverage=options.coverage, **how)
     for done, (i, (block, _, found)) in enumerate(zip(order, each, strict=True), start=len(joint) - len(order) + 1):

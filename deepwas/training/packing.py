@@ -22,6 +22,7 @@ __all__ = [
     "pack_blocks",
     "padded_shape",
     "plan_shapes",
+    "shape_of_each",
 ]
 
 
@@ -87,6 +88,17 @@ def padded_shape(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The smallest (k, m) that holds blocks of these sizes, both rounded up to multiples of 8."""
     k, m = np.max(np.asarray(sizes), axis=0)
     return int(-(-k // 8) * 8), int(-(-m // 8) * 8)
+
+
+def shape_of_each(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[int]]:
+    """The shape that `plan_shapes` has for each block, and the blocks' order by shape."""
+    shapes: list[tuple[int, int]] = [(0, 0)] * len(sizes)
+    groups = plan_shapes(sizes)
+    for group in groups:
+        shape = padded_shape([sizes[i] for i in group])
+        for i in group:
+            shapes[i] = shape
+    return shapes, [i for group in groups for i in group]
 
 
 def encode_block(block: TraitBlock, dtype: FactorDtype) -> Factor:
