@@ -167,6 +167,7 @@ def write_classification(folder, keys, record, more=()):
         ),
         pl.lit(True).alias("OBSERVED"),
         pl.Series("BLOCK", np.repeat([0, 1], SIZE)),
+        pl.lit("bmi=panel").alias("FLAG"),
     ).select(names_of("pleiotropy"))
     table = table.with_columns(*(pl.Series(f"PIP_{name}", 0.9 * at) for name in NAMES))
     table = table.with_columns(*(pl.Series(f"EFFECT_{name}", 0.02 * at) for name in NAMES), *more)[: M - 3]
@@ -184,6 +185,7 @@ def write_classification(folder, keys, record, more=()):
         "CLASS": "pleiotropic",
         "R2_NEAREST": 0.9,
         "UNRESOLVABLE": True,
+        "FLAG": "bmi=outliers+panel",
     }
     loci = pl.DataFrame([locus]).select(names_of("pleiotropy_loci"))
     validate_table(loci, "pleiotropy_loci", "here")
@@ -238,8 +240,8 @@ def test_a_view_holds_what_the_folder_the_runs_and_the_ld_say(world):
     assert view.values("PIP", "bmi").tolist() == pytest.approx((0.9 * (np.arange(2, 13) == LEAD)).tolist())
     assert "pleiotropic" in view.title
     assert "0.90" in view.title
-    assert "unresolvable" in view.subtitle
-    assert view.sets["SAID"].to_list() == ["1: height,bmi, shared 0.9, unresolvable"]
+    assert "unresolvable, LD block flagged: bmi=outliers+panel" in view.subtitle
+    assert view.sets["SAID"].to_list() == ["1: height,bmi, shared 0.9, unresolvable, flagged bmi=outliers+panel"]
     own = locus_view(world.folder / "whole", world.store, variant="1:8,000", window=5000)
     for name in NAMES:
         np.testing.assert_allclose(own.values("Z", name), view.values("Z", name), rtol=1e-6)

@@ -472,7 +472,7 @@ def test_error_of_the_panel_raises_noise_where_effects_are(world):
     how = {"slots": 3, "candidates": 16}
     ((_, _, exact),) = locate([one], model, **how)
     ((_, _, careful),) = locate([one], model, panel=300, **how)
-    raised = learning._raised(model, exact, 300)
+    raised = learning.raised(model, exact, 300)
     moment = exact.mean.T @ exact.mean
     np.fill_diagonal(moment, exact.square.sum(axis=0))
     u = np.sqrt(N) * np.linalg.inv(np.eye(3) - paths())
@@ -480,7 +480,7 @@ def test_error_of_the_panel_raises_noise_where_effects_are(world):
     assert np.linalg.eigvalsh(raised - CN).min() > -1e-9
     assert raised[0, 0] > 1.8
     noisy = TraitModel(np.full(3, N), 2 * CN, np.full(3, SLAB), paths())
-    np.testing.assert_allclose(np.diag(learning._raised(noisy, exact, 1e9)), np.diag(2 * CN))
+    np.testing.assert_allclose(np.diag(learning.raised(noisy, exact, 1e9)), np.diag(2 * CN))
     assert careful.inclusion.max() > 0.5
     assert careful.probability[:, 3:].sum() < exact.probability[:, 3:].sum() + 0.05
     spread = [np.sum(x.probability.sum(axis=1) ** 2) for x in (exact, careful)]

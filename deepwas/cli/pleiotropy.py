@@ -289,6 +289,9 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
     _show_checks(found)
     if total["loci_unresolvable"]:
         say(f"{total['loci_unresolvable']:,} loci are in LD of r2 > 0.8 with another one (UNRESOLVABLE in loci.tsv)")
+    if total["loci_flagged"]:
+        said = f"{total['loci_flagged']:,} of {total['loci']:,} loci"
+        say(f"{said} are in LD blocks flagged for LD mismatch of a trait (FLAG in loci.tsv)")
     if total["not_converged"]:
         say(f"warning: {total['not_converged']:,} LD block(s) did not come to rest")
     say(

@@ -187,6 +187,11 @@ def own_sets(block: TraitBlock, found: FineMapping) -> list[CredibleSet]:
     ]
 
 
+def small_half(directions: int) -> slice:
+    """Of a block's directions, in order of falling LD, those with the least."""
+    return slice((directions + 1) // 2, directions)
+
+
 def learn_slab(
     blocks: Sequence[TraitBlock],
     effect_variance: Floats,
@@ -359,7 +364,7 @@ def _locate_once(
 
 def _summary(found: BlockEffects, task: Task, scaled: Task, n: float, noise: Floats) -> FineMapping:
     u = found.mean[:, 0]
-    small = slice((len(task.whitened) + 1) // 2, None)
+    small = small_half(len(task.whitened))
     rest = scaled.whitened[small, 0].astype(np.float64) - scaled.factor[small] @ u
     misfit = float(np.mean(rest**2)) if len(rest) else 1.0
     return FineMapping(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from deepwas.errors import InputError
@@ -47,6 +48,8 @@ class Traits:
     z: (M, K), NaN where there is none.  f: (M, K), prior variances of total effects, of cross-fitted priors where runs
     have them.  sample_size: (K,), median over the variants that all traits have.  observed: (M,) bool, those.
     records: of prior and z-scores, ready for JSON.
+    mismatch: how each trait's z-scores fit the LD by block, BLOCK FLAG NOISE, as its run found it, None where that is
+    not known; empty for none.
     """
 
     names: tuple[str, ...]
@@ -56,6 +59,7 @@ class Traits:
     observed: NDArray[np.bool_]
     records: list[dict[str, Any]]
     tally: Tally
+    mismatch: tuple[pl.DataFrame | None, ...] = ()
 
 
 def named(given: Any, what: str) -> dict[str, Any]:
@@ -135,7 +139,8 @@ def read_traits(
         first = str(snp[int(np.flatnonzero(observed)[off.argmax()])]) if off.any() else ""
         tally.add(name, "noted", f"variants whose N is over {_UNEQUAL:.0%} off the median", int(off.sum()), first)
     f = np.stack([source.f for source in sources.values()], axis=1)
-    return Traits(names, z, f, size, observed, [source.record for source in sources.values()], tally)
+    records, mismatch = ([getattr(x, part) for x in sources.values()] for part in ("record", "mismatch"))
+    return Traits(names, z, f, size, observed, records, tally, tuple(mismatch))
 
 
 def _opened(one: Any) -> Any:

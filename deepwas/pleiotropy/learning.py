@@ -45,7 +45,7 @@ from deepwas.finemapping.groups import CLOSE
 from deepwas.finemapping.sets import purity
 from deepwas.pleiotropy.configurations import TraitModel
 
-__all__ = ["Counts", "JointBlock", "Sample", "learn", "locate", "panel_noise"]
+__all__ = ["Counts", "JointBlock", "Sample", "learn", "locate", "panel_error", "panel_noise", "raised"]
 
 Floats = NDArray[np.float64]
 
@@ -133,7 +133,7 @@ class Counts:
         if len(model.mean_direct):
             own = found.probability[:, : len(model.sets)]
             self.tilt += float(np.sum(own * model.tilt(block.direct)))
-        level = np.diag(model.noise if panel is None else _raised(model, found, panel))
+        level = np.diag(model.noise if panel is None else raised(model, found, panel))
         squares = squares_left(block.whitened - found.fitted, leads)
         self.left.append((squares, signal, np.broadcast_to(level, squares.shape)))
         np.add.at(self.sizes, model.masks.sum(axis=1), found.probability.sum(axis=0))
@@ -297,7 +297,7 @@ def locate(
             )
             if panel is None:
                 break
-            wanted = _raised(model, found, panel)
+            wanted = raised(model, found, panel)
             if np.abs(np.log(np.diag(wanted) / np.diag(level))).max() < _SETTLED:
                 break
             level = wanted
@@ -341,10 +341,15 @@ def _doubted(found: BlockEffects, model: TraitModel) -> BlockEffects:
     return replace(found, probability=probability, of_sets=of_sets, square=square)
 
 
-def _raised(model: TraitModel, found: BlockEffects, panel: float) -> Floats:
-    """Noise with the error of effects that were found."""
+def raised(model: TraitModel, found: BlockEffects, panel: float) -> Floats:
+    """Noise (K, K) with the error that the effects found have in LD of `panel` people."""
+    return panel_noise(model.noise, panel_error(model, found, panel))
+
+
+def panel_error(model: TraitModel, found: BlockEffects, panel: float) -> Floats:
+    """(K, K), E[u u^T] / panel, u the total effects times sqrt(N)."""
     moment = np.diag(np.sum(found.square - found.mean**2, axis=0)) + found.mean.T @ found.mean
-    return panel_noise(model.noise, model.forward.T @ moment @ model.forward / panel)
+    return np.asarray(model.forward.T @ moment @ model.forward / panel)
 
 
 def panel_noise(noise: Floats, error: Floats) -> Floats:

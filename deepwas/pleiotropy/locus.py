@@ -208,14 +208,17 @@ def _table(path: Path) -> pl.DataFrame:
 def _locus_sets(loci: pl.DataFrame) -> pl.DataFrame:
     """Credible sets of a classification with a line of what each is."""
     unclear = pl.when(pl.col("UNRESOLVABLE") == "true").then(pl.lit(", unresolvable")).otherwise(pl.lit(""))
-    said = pl.format("{}: {}, shared {}{}", "LOCUS", "TRAITS", _share("P_SHARED"), unclear)
+    said = pl.format("{}: {}, shared {}{}{}", "LOCUS", "TRAITS", _share("P_SHARED"), unclear, _flagged())
     return loci.with_columns(said.alias("SAID")).rename({"LOCUS": "SET"})
 
 
 def _finemap_sets(sets: pl.DataFrame) -> pl.DataFrame:
     impure = pl.when(pl.col("IMPURE") == "true").then(pl.lit(", impure")).otherwise(pl.lit(""))
-    flagged = pl.when(pl.col("FLAG").is_null()).then(pl.lit("")).otherwise(pl.format(", flagged {}", "FLAG"))
-    return sets.with_columns(pl.format("{}: {} variant(s){}{}", "SET", "SIZE", impure, flagged).alias("SAID"))
+    return sets.with_columns(pl.format("{}: {} variant(s){}{}", "SET", "SIZE", impure, _flagged()).alias("SAID"))
+
+
+def _flagged() -> pl.Expr:
+    return pl.when(pl.col("FLAG").is_null()).then(pl.lit("")).otherwise(pl.format(", flagged {}", "FLAG"))
 
 
 def _share(column: str) -> pl.Expr:
@@ -356,4 +359,6 @@ def _words(lead: dict[str, Any], sets: pl.DataFrame, traits: Sequence[str], kind
     if row is None:
         return title, ", ".join([*lines, "in no credible set"])
     lines += [f"locus {row['SET']}: {row['CLASS']}, {row['SIZE']} variant(s), shared {row['P_SHARED']:.2f}"]
-    return title, ", ".join(lines) + (", unresolvable" if row["UNRESOLVABLE"] == "true" else "")
+    lines += ["unresolvable"] if row["UNRESOLVABLE"] == "true" else []
+    lines += [f"LD block flagged: {row['FLAG']}"] if row["FLAG"] is not None else []
+    return title, ", ".join(lines)

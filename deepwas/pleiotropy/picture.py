@@ -37,7 +37,7 @@ _LEAST = 0.01
 
 def plot_map(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
     """Loci along each chromosome, as high as their expected number of traits, coloured by class, hollow where they
-    cannot be told from a neighbour; below, P_PLEIOTROPY of each variant."""
+    cannot be told from a neighbour, crossed where a trait's LD is flagged; below, P_PLEIOTROPY of each variant."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -56,11 +56,15 @@ def plot_map(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
             face = np.where(hollow[here], "white", colour)
             said = f"{_SAID[kind]} ({here.sum():,})"
             top.scatter(x[here], height[here], s=26, c=face.tolist(), edgecolors=colour, lw=1.0, label=said, zorder=3)
+    flagged = loci["FLAG"].is_not_null().to_numpy()
+    if flagged.any():
+        said = f"LD block flagged ({flagged.sum():,})"
+        top.scatter(x[flagged], height[flagged], s=16, marker="x", color=_INK, lw=0.8, label=said, zorder=4)
     top.set_ylim(0, max(2.2, float(height.max(initial=0)) * 1.08))
     top.yaxis.set_major_locator(MaxNLocator(integer=True))
     top.set_ylabel("expected number of\ndirect traits of a locus")
     if loci.height:
-        top.legend(frameon=False, fontsize=8, ncols=5, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        top.legend(frameon=False, fontsize=8, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     seen = table.filter(pl.col("P_PLEIOTROPY") >= _LEAST)
     x = seen["BP"].to_numpy() + np.array([starts[c] for c in seen["CHR"]], np.float64)
     bottom.scatter(x, seen["P_PLEIOTROPY"].to_numpy(), s=9, color=_COLOURS["pleiotropic"], linewidths=0)

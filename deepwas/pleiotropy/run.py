@@ -28,6 +28,7 @@ from deepwas.pleiotropy.configurations import MOST_TRAITS, TraitModel
 from deepwas.pleiotropy.genome import Structure, read_noise, read_trait_effects, structure_of
 from deepwas.pleiotropy.hops import HIGHEST_CORRELATION, HOPSScores, hops_scores
 from deepwas.pleiotropy.joint import JointBlocks, Traits, named, open_joint, read_traits
+from deepwas.pleiotropy.ld_fit import fit_columns, fit_figures, fit_of_ld
 from deepwas.pleiotropy.learning import locate
 from deepwas.pleiotropy.model_of import BlocksToLocate, learn_model, model_from_numbers, numbers_of, prior_direct
 from deepwas.pleiotropy.options import PleiotropyOptions
@@ -190,7 +191,7 @@ def classify(
             None if folder is None else folder / PARTIAL,
             record["identity"],
             names=names_of_values(len(traits.names)),
-            columns=block_columns(len(traits.names)),
+            columns=(*block_columns(len(traits.names)), *fit_columns(len(traits.names))),
         )
         with closing(computed):
             model, extra = _compute(store, traits, joint, structure, options, known, columns, computed, say)
@@ -281,7 +282,7 @@ def _compute(
             i,
             joint.scored_rows(i),
             values_of(found, model, scored, structure.passing),
-            block_figures(block, found, model, scored),
+            block_figures(block, found, model, scored) + fit_figures(block, found, model, panel),
             loci_of(found, block.factor, block.rows.start, scored),
         )
         say("classifying LD blocks", done, len(joint))
@@ -304,9 +305,13 @@ def _result(
     if structure.noise is not None:
         notes += structure.noise.notes
     notes += extra.notes
+    figures = dict(zip(fit_columns(len(traits.names)), computed.blocks.T[-2 * len(traits.names) :], strict=True))
+    ld_fit = fit_of_ld(traits, joint, np.diag(structure.matrix), figures, store.n_samples)
+    notes += ld_fit.notes
     hops, rows = _hops(store, traits, joint, options, notes)
-    table = variant_table(store, traits, joint, computed, loci, hops, rows, extra.score)
-    by_locus = locus_table(store, traits, loci, model, structure.passing, computed)
+    flags = dict(zip(joint.numbers, ld_fit.flags, strict=True))
+    table = variant_table(store, traits, joint, computed, loci, hops, rows, extra.score, flags)
+    by_locus = locus_table(store, traits, loci, model, structure.passing, flags)
     done = record | {
         "status": "complete",
         "learned": {
@@ -327,6 +332,7 @@ def _result(
             ],
         },
         **extra.record,
+        "mismatch": ld_fit.record,
         "totals": totals_of(table, by_locus, computed),
         "notes": notes,
         "counts": traits.tally.as_list(),

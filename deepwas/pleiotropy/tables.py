@@ -40,9 +40,13 @@ def variant_table(
     hops: HOPSScores | None,
     hops_rows: NDArray[np.int64],
     network: Floats,
+    flags: dict[int, str | None],
 ) -> pl.DataFrame:
     """One row a variant that a block scores, as data_specs/pleiotropy.schema.json has them; then PIP_ and EFFECT_ of
-    each trait."""
+    each trait.
+
+    flags: of LD mismatch, by block.
+    """
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(joint.scored_rows, range(len(joint)))])
     value = {name: x[rows] for name, x in computed.values.items()}
     K = len(traits.names)
@@ -75,6 +79,7 @@ def variant_table(
         pl.Series("OBSERVED", traits.observed[rows]),
         pl.Series("BLOCK", np.repeat(joint.numbers, [_length(joint.scored_rows(i)) for i in range(len(joint))])),
     )
+    table = table.with_columns(pl.col("BLOCK").replace_strict(flags, return_dtype=pl.String).alias("FLAG"))
     own = [pl.Series(f"PIP_{name}", value[f"pip_{k}"]) for k, name in enumerate(traits.names)]
     own += [pl.Series(f"EFFECT_{name}", value[f"effect_{k}"]) for k, name in enumerate(traits.names)]
     own += [pl.Series(f"Z_{name}", traits.z[rows, k]) for k, name in enumerate(traits.names)]
@@ -87,9 +92,17 @@ def _length(rows: slice) -> int:
 
 
 def locus_table(
-    store: LDStore, traits: Traits, loci: Sequence[Locus], model: TraitModel, passing: Floats, computed: Computed
+    store: LDStore,
+    traits: Traits,
+    loci: Sequence[Locus],
+    model: TraitModel,
+    passing: Floats,
+    flags: dict[int, str | None],
 ) -> pl.DataFrame:
-    """One row a credible set, as data_specs/pleiotropy_loci.schema.json has them, and P_ of each trait."""
+    """One row a credible set, as data_specs/pleiotropy_loci.schema.json has them, and P_ of each trait.
+
+    flags: of LD mismatch, by block.
+    """
     names, masks = store.variants.select("CHR", "SNP", "BP"), model.masks
     size, position = masks.sum(axis=1), names["BP"].to_numpy()
     of_class = np.reshape([one.of_class / max(one.effect, 1e-12) for one in loci], (len(loci), len(masks)))
@@ -132,6 +145,7 @@ def locus_table(
             "CLASS": pl.Series(classes.tolist(), dtype=pl.String),
             "R2_NEAREST": numbers(np.clip(nearest, 0, 1)),
             "UNRESOLVABLE": pl.Series(nearest > UNRESOLVABLE, dtype=pl.Boolean),
+            "FLAG": pl.Series([flags[one.block] for one in loci], dtype=pl.String),
         }
     ).select(names_of("pleiotropy_loci"))
     return table.with_columns(*(pl.Series(f"P_{name}", x) for name, x in zip(traits.names, share, strict=True)))
@@ -233,6 +247,7 @@ def totals_of(table: pl.DataFrame, loci: pl.DataFrame, computed: Computed) -> di
         "loci_called_at_fdr_5": _called(loci["LFDR"], 0.05),
         "loci_by_class": {name: int((loci["CLASS"] == name).sum()) for name in CLASSES[1:]},
         "loci_unresolvable": int(loci["UNRESOLVABLE"].sum()),
+        "loci_flagged": int(loci["FLAG"].is_not_null().sum()),
         "effects": float(computed.blocks[:, 0].sum()),
         "effects_sd": float(np.sqrt(computed.blocks[:, 1].sum())),
         "not_converged": int((computed.blocks[:, 2] == 0).sum()),

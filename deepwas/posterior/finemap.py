@@ -1,10 +1,5 @@
-"""Fine-mapping beside a posterior: which variants have effects, in which credible sets, and does the LD bear that out.
-
-A block is flagged if the tests of `deepwas.training.mismatch` flag it, or for its *residual*: the mean square of what
-the located effects leave of the whitened z-scores in the half of the directions with the least LD, more than 1.5 sigma2
-and improbable (p < 0.05 over all blocks). Effects leave sigma2 there at most; LD of other people leaves more. Or for
-its *panel*: the sampling error of the LD, which fine-mapping allows for, adds more than 0.1 to sigma2.
-"""
+"""Fine-mapping beside a posterior: which variants have effects, in which credible sets, and does the LD bear that out
+(`deepwas.posterior.ld_fit`)."""
 
 from __future__ import annotations
 
@@ -19,8 +14,9 @@ from numpy.typing import NDArray
 
 from deepwas.finemapping import FineMapOptions
 from deepwas.finemapping.sets import CredibleSet
-from deepwas.finemapping.trait import MOST_LIKELY, finemap_each, learn_slab, own_sets
+from deepwas.finemapping.trait import MOST_LIKELY, finemap_each, learn_slab, own_sets, small_half
 from deepwas.ld import LDStore
+from deepwas.posterior.ld_fit import flags_of, mismatch_record, residual_p
 from deepwas.posterior.progress import Computed
 from deepwas.posterior.source import Source
 from deepwas.posterior.tables import names_of
@@ -33,11 +29,6 @@ VALUES = ("inclusion", "mean", "variance")
 COLUMNS = ("effects", "effects_sd", "prior", "converged", "misfit", "directions", "noise", "panel_error", "background")
 LEVELS = (0.5, 0.95)
 
-_MISFIT = 1.5
-_PANEL = 0.1  # of sigma2
-_FAMILY_P = 0.05
-_NOISY = 1.3  # sigma2 that no imperfection of a GWAS explains well
-_MANY = 0.1  # share of blocks flagged
 _LOCI = 6
 
 Say = Callable[[str, int, int], None]
@@ -98,14 +89,14 @@ def finemap_source(
         progress=lambda done, total: say("fine-mapping LD blocks", done, total),
     ):
         prior = float(np.minimum(source.f[block.scored_rows] / slab, MOST_LIKELY).sum())
-        k = block.shape[0]
+        small = small_half(block.shape[0])
         figures = [
             found.effects,
             found.effects_sd,
             prior,
             float(found.converged),
             found.misfit,
-            float(k - (k + 1) // 2),
+            float(small.stop - small.start),
         ]
         figures += [found.noise, found.panel_error, found.background]
         inside = [x[block.scored] for x in (found.inclusion, found.mean, found.variance)]
@@ -189,17 +180,9 @@ def _length(rows: slice) -> int:
 def _block_table(
     store: LDStore, source: Source, blocks: TraitBlocks, computed: Computed, fit: pl.DataFrame
 ) -> pl.DataFrame:
-    from scipy.stats import chi2
-
     figures = {name: computed.blocks[:, j] for j, name in enumerate(COLUMNS)}
     misfit, directions = figures["misfit"], figures["directions"]
-    p = np.where(directions > 0, chi2.sf(misfit * directions, np.maximum(directions, 1)), 1.0)
-    odd = (misfit > _MISFIT) & (p < _FAMILY_P / len(misfit))
-    small = figures["panel_error"] > _PANEL
-    flags = [
-        "+".join(part for part in (known, own and "residual", few and "panel") if part) or None
-        for known, own, few in zip(fit["FLAG"], odd, small, strict=True)
-    ]
+    flags = flags_of(fit["FLAG"], misfit, directions, figures["panel_error"])
     first, last = ([getattr(b.scored_rows, x) for b in blocks] for x in ("start", "stop"))
     places = store.variants.select("CHR", "BP")
     return pl.DataFrame(
@@ -219,7 +202,7 @@ def _block_table(
             "SETS": [len(json.loads(text)) for text in computed.notes],
             "CONVERGED": figures["converged"] == 1,
             "RESIDUAL": misfit,
-            "RESIDUAL_P": p,
+            "RESIDUAL_P": residual_p(misfit, directions),
             "FLAG": pl.Series(flags, dtype=pl.String),
         }
     ).select(names_of("finemap_blocks"))
@@ -285,10 +268,6 @@ def _record(
     fit: pl.DataFrame,
 ) -> dict[str, Any]:
     slab, panel = computed.known["slab"], store.n_samples
-    flagged = blocks.filter(pl.col("FLAG").is_not_null())
-    reasons = [text.split("+") for text in flagged["FLAG"]]
-    counts = {name: sum(name in x for x in reasons) for name in sorted({name for x in reasons for name in x})}
-    odd = sum(x != ["panel"] for x in reasons)
     median = fit["NOISE"].median()
     noise = {
         "used": float(np.mean(list(source.noise.values()))),
@@ -311,38 +290,8 @@ def _record(
         "median_size": None if not sets.height else float(np.median(sets["SIZE"].to_numpy())),
         "blocks_with_background": int((blocks["BACKGROUND"] > 0).sum()),
         "not_converged": int((~blocks["CONVERGED"]).sum()),
-        "mismatch": {
-            "blocks": blocks.height,
-            "flagged": flagged.height,
-            "by_reason": counts,
-            "noise": noise,
-            "panel": panel,
-            "warnings": _warnings(blocks.height, odd, counts.get("panel", 0), noise, panel),
-        },
+        "mismatch": mismatch_record(blocks["FLAG"].to_list(), noise, panel),
     }
-
-
-def _warnings(blocks: int, odd: int, small: int, noise: dict[str, float | None], panel: int) -> list[str]:
-    """What to say if the LD fits the z-scores nowhere, or its panel is small for the effects.
-
-    odd, small: blocks flagged for other reasons than the panel, and for it.
-    """
-    out = []
-    level = max(x for x in noise.values() if x is not None)
-    many = max(2, _MANY * blocks)
-    if level >= _NOISY or odd >= many:
-        out.append(
-            f"the LD is not that of these z-scores: noise {level:.2f} (1 where it is), {odd:,} of {blocks:,} LD blocks "
-            "flagged. Inclusion probabilities and credible sets may be off, those of flagged blocks first of all. Use "
-            "LD of the GWAS's own people, or of more people of their ancestry."
-        )
-    if small >= many:
-        out.append(
-            f"the LD panel of {panel:,} people is small for these effects: in {small:,} of {blocks:,} LD blocks its "
-            f"sampling error adds more than {_PANEL:g} to the noise. That is allowed for, but a block's strongest "
-            "effects then hide the others. Use LD of more people."
-        )
-    return out
 
 
 def _loci(blocks: TraitBlocks, sets: pl.DataFrame, found: Sequence[tuple[int, CredibleSet]]) -> list[Locus]:
