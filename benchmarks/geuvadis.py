@@ -252,7 +252,8 @@ def _learn(
     """Slab and psi over sets whose genes are other ones each: what is counted of the genes is pooled, so that the first
     of a set is like the second."""
     from deepwas.pleiotropy.configurations import TraitModel
-    from deepwas.pleiotropy.learning import Counts, Sample
+    from deepwas.pleiotropy.learning import Counts
+    from deepwas.pleiotropy.sharing import Sample
 
     K = problem.genes
     start = np.full(K, 0.1)
@@ -266,6 +267,8 @@ def _learn(
             say("learning sizes and sharing", number * len(sets) + done, problem.rounds * len(sets))
         for what in ("present", "kept", "squares"):
             setattr(counts, what, np.full(K, getattr(counts, what).mean()))
+        off = ~np.eye(K, dtype=bool)
+        counts.pairs[off] = counts.pairs[off].mean()
         model, change = counts.update(model, start, sample)
         # Noise is each set's own, so what is left of z-scores says nothing of background.
         model = replace(model, offsets=np.full(K, model.offsets.mean()), background=np.zeros(K))

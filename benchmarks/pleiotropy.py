@@ -47,6 +47,7 @@ _PARTS = (
     "learning",
     "model_of",
     "options",
+    "sharing",
     "structure/*",
 )
 _CODE = (

@@ -12,7 +12,8 @@ from deepwas.errors import InputError
 from deepwas.ld import LDBlock
 from deepwas.pleiotropy.configurations import TraitModel, configurations, direct_variances
 from deepwas.pleiotropy.drawing import draw_block
-from deepwas.pleiotropy.learning import Counts, JointBlock, Sample, learn, locate
+from deepwas.pleiotropy.learning import Counts, JointBlock, learn, locate
+from deepwas.pleiotropy.sharing import Sample, Shares
 from tests.dense import correlation, genotypes
 
 T = np.array([[0.0, 0.4, 0.0], [0.0, 0.0, -0.3], [0.0, 0.0, 0.0]])
@@ -110,12 +111,12 @@ def test_sharing_is_solved_for_with_the_marginals_held():
     sample = Sample(direct, np.ones(5000))
     pi = (direct / slab).sum(axis=0)
     shares = np.array([0, 0, 0.1, 0.05])
-    wanted = sample.solve(start, shares)[0]
-    true = sample.solve(replace(start, follows=0.6), shares)[0]
-    tilt = sample.expected(true)[4][0] / pi.sum()
-    found, sizes = sample.solve(wanted, shares, tilt)
-    np.testing.assert_allclose(sizes[2:], shares[2:] * pi.sum(), rtol=0.05)
-    np.testing.assert_allclose(sample.expected(found)[1], pi, rtol=0.05)
+    wanted = sample.solve(start, Shares(shares))[0]
+    true = sample.solve(replace(start, follows=0.6), Shares(shares))[0]
+    tilt = sample.expected(true).moments[0] / pi.sum()
+    found, expected = sample.solve(wanted, Shares(shares, tilt=tilt))
+    np.testing.assert_allclose(expected.sizes[2:], shares[2:] * pi.sum(), rtol=0.05)
+    np.testing.assert_allclose(expected.present, pi, rtol=0.05)
     assert found.follows == pytest.approx(0.6, abs=0.1)
 
 

@@ -5,12 +5,13 @@ For one LD block and K traits, with total effects B = D (I - T)^-1 of direct eff
     Z = R B diag(sqrt N) + E,   E ~ matrix normal(0, R, C_n),
 
     D_jk = delta_jk N(0, s_k),
-    P(delta_j) = prod_k pi_jk^delta_k (1 - pi_jk)^(1 - delta_k) exp(psi(|delta|) + sum_k a_k delta_k - h_j) / c_j.
+    P(delta_j) = prod_k pi_jk^delta_k (1 - pi_jk)^(1 - delta_k) exp(psi(delta) + sum_k a_k delta_k - h_j) / c_j,
+    psi(delta) = psi_n + sum_kl b_kl,   n = |delta| >= 2, over pairs of its traits.
 
 The learned prior f_jk is the variance of the total effect, f_jk = sum_l [(I - T)^-1]_lk^2 d_jl. The direct variances
-d >= 0 are solved for, and pi_jk = d_jk / s_k. psi(n), n >= 2, is the excess of variants that act on n traits over what
-independent traits would show, in log odds; 0 is independence. a_k holds the marginals: the expected number of variants
-that act on trait k stays sum_j pi_jk whatever psi is.
+d >= 0 are solved for, and pi_jk = d_jk / s_k. psi is the excess of variants that act on several traits over what
+independent traits would show, in log odds; 0 is independence. psi_n says how many act on n traits, b_kl on which ones.
+a_k holds the marginals: the expected number of variants that act on trait k stays sum_j pi_jk whatever psi is.
 
 The product alone would let annotations that raise all traits' priors e-fold raise sets of n traits by e^n. Shared
 effects need not follow annotations n times as much as single ones: for n >= 2
@@ -130,7 +131,8 @@ class TraitModel:
     """The parameters that all blocks share.
 
     sample_size: (K,), N.  noise: (K, K), C_n.  slab: (K,), s, variances of direct effects.  T: (K, K).
-    excess: (K + 1,), psi by number of traits; that of 0 and 1 is 0.  offsets: (K,), a.
+    excess: (K + 1,), psi_n by number of traits; that of 0 and 1 is 0.  pairs: (K, K), b, symmetric, 0 on the diagonal.
+    offsets: (K,), a.
     draws: (n, K, K), of T, over which the covariance of effects is averaged; none takes T as exact.
     loadings: (F, K), a of F heritable factors.  factor_odds: (F,), log prior odds that a variant acts through each, if
         there is this factor.  factor_probability: (F,), that there is; 1 by default.
@@ -157,6 +159,7 @@ class TraitModel:
     mean_direct: Floats = field(default_factory=lambda: np.zeros(0))
     follows: float = 1.0
     background: Floats = field(default_factory=lambda: np.zeros(0))
+    pairs: Floats = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __post_init__(self) -> None:
         K = len(self.sample_size)
@@ -172,6 +175,7 @@ class TraitModel:
             ("excess", np.zeros(K + 1)),
             ("offsets", np.zeros(K)),
             ("background", np.zeros(K)),
+            ("pairs", np.zeros((K, K))),
             ("factor_probability", np.ones(self.factors)),
         ):
             if not len(getattr(self, name)):
@@ -259,6 +263,11 @@ class TraitModel:
         own = signal * (self.background / np.diag(self.noise))[None, :]
         return np.asarray(np.sqrt(1 + own.max(axis=1)))
 
+    @property
+    def psi(self) -> Floats:
+        """(C,), log odds of each configuration beside those of independent traits."""
+        return np.asarray(self.excess[self.sets.sum(axis=1)] + ((self.sets @ self.pairs) * self.sets).sum(axis=1) / 2)
+
     def tilt(self, direct: Floats) -> Floats:
         """(m, C), (1 - 1/n) sum_k delta_k log(d_jk / mean d_k) of sets of n >= 2 traits, 0 of others."""
         size = self.sets.sum(axis=1)
@@ -277,7 +286,7 @@ class TraitModel:
             each = np.log(pi) - np.log1p(-pi) + self.offsets[None, :]
         masks, size = self.sets.astype(np.float64), self.sets.sum(axis=1)
         gone = (~np.isfinite(each)).astype(np.float64) @ masks.T > 0
-        odds = np.where(gone, -np.inf, np.where(np.isfinite(each), each, 0.0) @ masks.T + self.excess[size][None, :])
+        odds = np.where(gone, -np.inf, np.where(np.isfinite(each), each, 0.0) @ masks.T + self.psi[None, :])
         if len(self.mean_direct):
             odds -= (1 - self.follows) * np.where(np.isfinite(odds), self.tilt(direct), 0.0)
         if shared is not None:

@@ -85,7 +85,7 @@ def _grow(model: TraitModel, direct: Floats, b: Floats, d: float) -> dict[Set, f
             inside = np.eye(len(k)) + d * root @ root.T
             t = root @ x
             fit = 0.5 * float(t @ np.linalg.solve(inside, t)) - 0.5 * float(np.linalg.slogdet(inside)[1])
-            prior = float(odds[k].sum() + model.excess[len(k)])
+            prior = float(odds[k].sum() + model.excess[len(k)] + model.pairs[np.ix_(k, k)].sum() / 2)
             if len(k) >= 2 and len(model.mean_direct) and np.isfinite(prior):
                 tilt = (1 - 1 / len(k)) * float(np.log(direct[k] / model.mean_direct[k]).sum())
                 prior -= (1 - model.follows) * tilt

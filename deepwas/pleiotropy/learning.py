@@ -6,14 +6,11 @@ With p_jk the posterior probability that variant j acts on trait k by itself and
 
 where w = `_PRIOR_COUNT` effects of the slab s_0 that learning starts from keep s_k in range where a trait shows none.
 
-psi and the offsets a are then those under which the same share of the effects is in variants of n >= 2 traits by the
-prior as by the posterior (with `_SIZE_COUNT` more of each size, and `_PRIOR_COUNT` more effects on one trait alone),
-while sum_j pi_jk variants act on trait k: the maximum over psi with the marginals held. They are found by iterative
-scaling (Darroch & Ratcliff 1972), psi by the log of wanted over expected numbers, a by the same over the mean size of
-the sets that hold the trait, so that steps do not overshoot.
+The slab stays at what makes an effect visible, N s >= `_VISIBLE` times the noise: smaller ones cannot be told from
+none, so nothing would speak against them wherever other traits have an effect.
 
-rho moves by Newton's steps to where the sum over variants of E[(1 - 1/n) sum_k delta_k log(d_jk / mean d_k)] is by the
-prior what it is by the posterior, between 0 and 1.
+How often variants act on several traits follows from what is counted (`deepwas.pleiotropy.sharing`), with `_SIZE_COUNT`
+more variants of each number of traits, and `_PRIOR_COUNT` more effects on one trait alone.
 
 Effects of different variants lie near one another more often than by chance where loci are what matters. The log odds
 of two effects in LD r^2 > 0.2 move to the log of their number over that by chance, of as many effects as can be
@@ -24,7 +21,7 @@ these log odds one variant with effects on two traits would stand in for two var
 What located effects leave of the z-scores says how much background there is of effects that cannot be located
 (`deepwas.finemapping.background`).
 
-Learning starts from some sharing, `_START_SHARE` of the effects: expectation-maximisation leaves a size of which there
+Learning starts from some sharing: expectation-maximisation leaves a size of which there
 is nearly nothing to start with only slowly, and one that the z-scores speak against at once.
 """
 
@@ -44,25 +41,21 @@ from deepwas.finemapping.block import BlockEffects, Task, locate_effects
 from deepwas.finemapping.groups import CLOSE
 from deepwas.finemapping.sets import purity
 from deepwas.pleiotropy.configurations import TraitModel
+from deepwas.pleiotropy.sharing import Sample, Shares
 
-__all__ = ["Counts", "JointBlock", "Sample", "learn", "locate", "panel_error", "panel_noise", "raised"]
+__all__ = ["Counts", "JointBlock", "learn", "least_slab", "locate", "panel_error", "panel_noise", "raised"]
 
 Floats = NDArray[np.float64]
 
 _PRIOR_COUNT = 0.5
 _PAIR_COUNT = 0.1  # pairs of effects in LD, by chance
 _SIZE_COUNT = 0.05  # variants of each number of traits
-_START_SHARE = 0.03
-_SAMPLE = 500_000  # variants times configurations by which psi and a are solved for
-_SCALINGS = 60
-_SCALED = 0.02
-_NOTHING = 1e-12
+_VISIBLE = 10.0
 _LEAP = 1.5  # of a slab's logarithm, a round
 _RAISES = 2  # of a block's noise
 _WORKERS = 4  # threads, at most
 _MOST_TOGETHER = 8.0
 TOGETHER = 1.0  # log odds that learning starts from
-_TURN = 0.1  # of rho, a step
 _SETTLED = 0.03  # of the logarithm of a block's noise
 
 
@@ -88,7 +81,7 @@ class Counts:
     """Sums over variants that learning needs.
 
     present: (K,), of p.  kept: (K,), sum d (1 - p) / (1 - pi).  squares: (K,), sum E[D^2].
-    sizes: (K + 1,), numbers of variants by number of traits acted on.
+    sizes: (K + 1,), numbers of variants by number of traits acted on.  pairs: (K, K), that act on two each.
     close: (2,), pairs of effects in LD r^2 > 0.2, with a trait in common and with none.
     located: (C + F,), of credible sets by class.  around: the same times the number of variants in such LD with the
     lead.  variants: in all.
@@ -101,6 +94,7 @@ class Counts:
     kept: Floats
     squares: Floats
     sizes: Floats
+    pairs: Floats
     close: Floats
     located: Floats
     around: Floats
@@ -113,7 +107,8 @@ class Counts:
         """Nothing counted."""
         present, kept, squares = np.zeros((3, model.traits))
         located, around = np.zeros((2, len(model.masks)))
-        return cls(present, kept, squares, np.zeros(model.traits + 1), np.zeros(2), located, around)
+        K = model.traits
+        return cls(present, kept, squares, np.zeros(K + 1), np.zeros((K, K)), np.zeros(2), located, around)
 
     def add(self, block: JointBlock, found: BlockEffects, model: TraitModel, panel: float | None = None) -> None:
         """Count a block, of which `locate` has found this.  panel: as there."""
@@ -136,12 +131,14 @@ class Counts:
         level = np.diag(model.noise if panel is None else raised(model, found, panel))
         squares = squares_left(block.whitened - found.fitted, leads)
         self.left.append((squares, signal, np.broadcast_to(level, squares.shape)))
-        np.add.at(self.sizes, model.masks.sum(axis=1), found.probability.sum(axis=0))
+        of_class, masks = found.probability.sum(axis=0), model.masks.astype(np.float64)
+        np.add.at(self.sizes, model.masks.sum(axis=1), of_class)
+        self.pairs += (masks * of_class[:, None]).T @ masks
 
     def update(self, model: TraitModel, start: Floats, sample: Sample | None) -> tuple[TraitModel, float]:
         """The model after one round, and the largest change of a logarithm; sample: to learn psi from, None for 0."""
         slab = (self.kept + self.squares / 2 + _PRIOR_COUNT * start) / (1.5 * self.present + _PRIOR_COUNT)
-        step = np.clip(np.log(slab / model.slab), -_LEAP, _LEAP)
+        step = np.clip(np.log(np.maximum(slab, least_slab(model)) / model.slab), -_LEAP, _LEAP)
         nearer = (self.close + _PAIR_COUNT * np.exp(TOGETHER)) / (self.close_by_chance(model) + _PAIR_COUNT)
         before = np.array(model.together)
         close = np.clip(before + np.clip(np.log(nearer) - before, -_LEAP, _LEAP), 0.0, _MOST_TOGETHER)
@@ -151,9 +148,10 @@ class Counts:
         changed = replace(model, slab=model.slab * np.exp(step), together=together, background=own)
         moved = max(np.abs(step).max(), np.abs(close - before).max(), np.abs(own - model.background).max())
         if sample is not None:
-            changed, expected = sample.solve(changed, *self.shares())
-            before = sample.expected(model)[0][2:]
-            moved = max(moved, np.abs(np.log((expected[2:] + _PRIOR_COUNT) / (before + _PRIOR_COUNT))).max())
+            changed, now = sample.solve(changed, self.shares())
+            then = sample.expected(model)
+            for one, other in ((now.sizes[2:], then.sizes[2:]), (now.pairs, then.pairs)):
+                moved = max(moved, np.abs(np.log((one + _PRIOR_COUNT) / (other + _PRIOR_COUNT))).max())
             moved = max(moved, abs(changed.follows - model.follows))
         return changed, float(moved)
 
@@ -164,12 +162,17 @@ class Counts:
         pairs = np.outer(self.around, self.located) / max(self.variants, 1) / 2
         return np.array([pairs[~disjoint].sum(), pairs[disjoint].sum()])
 
-    def shares(self) -> tuple[Floats, float]:
-        """(K + 1,), variants of n traits, n >= 2, over all effects; 0 for smaller n. And `tilt` over all effects."""
+    def shares(self) -> Shares:
+        """What is counted of variants that act on several traits, over all effects."""
         K = len(self.present)
         sizes = np.where(np.arange(K + 1) >= 2, self.sizes + _SIZE_COUNT, 0.0)
-        effects = self.present.sum() + np.arange(K + 1) @ (sizes - self.sizes).clip(0) + _PRIOR_COUNT * K
-        return np.asarray(sizes / effects), self.tilt / float(effects)
+        effects = float(self.present.sum() + np.arange(K + 1) @ (sizes - self.sizes).clip(0) + _PRIOR_COUNT * K)
+        return Shares(sizes / effects, self.pairs / effects, self.tilt / effects, effects)
+
+
+def least_slab(model: TraitModel) -> Floats:
+    """(K,), the smallest variance of effects that can be seen: N s is `_VISIBLE` times the noise."""
+    return np.asarray(_VISIBLE * np.diag(model.noise) / model.sample_size)
 
 
 def _near(G: Floats, leads: Floats) -> Floats:
@@ -178,79 +181,6 @@ def _near(G: Floats, leads: Floats) -> Floats:
     own = np.sqrt(np.maximum(np.einsum("ij,ij->j", leads, leads), 1e-30))
     r2 = (leads.T @ G / own[:, None] / length[None, :]) ** 2
     return np.maximum((r2 > CLOSE).sum(axis=1) - 1.0, 0.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Some variants, that stand for those of all blocks.
-
-    direct: (n, K), d.  weight: (n,), how many variants each stands for.
-    """
-
-    direct: Floats
-    weight: Floats
-
-    @classmethod
-    def of(cls, blocks: Sequence[JointBlock], model: TraitModel) -> Sample:
-        """All variants; of too many, those with the largest priors, and of the others some, evenly spread."""
-        direct = np.concatenate([block.direct for block in blocks])
-        n, most = len(direct), max(2048, _SAMPLE // len(model.masks))
-        if n <= most:
-            return cls(direct, np.ones(n))
-        order = np.argsort(-(direct / model.slab[None, :]).sum(axis=1), kind="stable")
-        rest = np.sort(order[most // 2 :])
-        some = rest[:: -(-2 * len(rest) // most)]
-        weight = np.concatenate([np.ones(most // 2), np.full(len(some), len(rest) / len(some))])
-        return cls(direct[np.concatenate([order[: most // 2], some])], weight)
-
-    def expected(self, model: TraitModel) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-        """By the prior: numbers of variants by number of traits (K + 1,); that act on each trait (K,), the same times
-        the size of their sets, and what it should be, sum pi; sum and sum of squares of `TraitModel.tilt` (2,)."""
-        odds = model.log_odds(self.direct)
-        each = np.exp(odds - np.logaddexp(0, np.logaddexp.reduce(odds, axis=1))[:, None])
-        prior = self.weight @ each
-        size = model.masks.sum(axis=1)
-        sizes = np.bincount(size, weights=prior, minlength=model.traits + 1).astype(np.float64)
-        pi = self.weight @ model.pi(self.direct)
-        moments = np.zeros(2)
-        if len(model.mean_direct):
-            tilt = model.tilt(self.direct)
-            own = each[:, : len(model.sets)] * tilt
-            moments = np.array([self.weight @ own.sum(axis=1), self.weight @ (own * tilt).sum(axis=1)])
-        return sizes, prior @ model.masks, (prior * size) @ model.masks, pi, moments
-
-    def solve(self, model: TraitModel, shares: Floats, tilt: float | None = None) -> tuple[TraitModel, Floats]:
-        """The model with psi and a that expect `shares` (K + 1,) of variants of n traits over effects, with rho that
-        expects `tilt` over effects, if it is given; and the numbers of variants (K + 1,) that it expects."""
-        sizes = np.zeros(0)
-        for _ in range(_SCALINGS):
-            sizes, present, weighted, pi, moments = self.expected(model)
-            wanted = shares * pi.sum()
-            off = np.log(np.maximum(wanted, _NOTHING) / np.maximum(sizes, _NOTHING))
-            off[:2] = 0.0
-            off[sizes == 0] = 0.0  # no set of this size can be
-            shift = np.log(np.maximum(pi, _NOTHING) / np.maximum(present, _NOTHING)) * (present + _NOTHING)
-            shift /= weighted + _NOTHING
-            follows = model.follows
-            if tilt is not None and np.abs(off).max() < _LEAP:
-                follows += np.clip((tilt * pi.sum() - moments[0]) / (moments[1] + 1.0), -_TURN, _TURN)
-                follows = float(np.clip(follows, 0.0, 1.0))
-            moved = max(np.abs(off).max(), np.abs(shift).max(), abs(follows - model.follows))
-            if moved < _SCALED:
-                break
-            model = replace(
-                model,
-                excess=model.excess + 0.5 * np.clip(off, -6, 6),
-                offsets=model.offsets + np.clip(shift, -2, 2),
-                follows=follows,
-            )
-        return model, sizes
-
-    def shared(self, model: TraitModel) -> TraitModel:
-        """The model with `_START_SHARE` of the effects in variants of two traits or more, as many of each size."""
-        sizes = np.arange(model.traits + 1)
-        shares = np.where(sizes >= 2, _START_SHARE / np.maximum(sizes, 1) / max(model.traits - 1, 1), 0.0)
-        return self.solve(model, shares)[0]
 
 
 def locate(
@@ -347,9 +277,11 @@ def raised(model: TraitModel, found: BlockEffects, panel: float) -> Floats:
 
 
 def panel_error(model: TraitModel, found: BlockEffects, panel: float) -> Floats:
-    """(K, K), E[u u^T] / panel, u the total effects times sqrt(N)."""
+    """(K, K), E[u u^T] / panel, u the total effects times sqrt(N); through a factor, as large as its prior has them."""
     moment = np.diag(np.sum(found.square - found.mean**2, axis=0)) + found.mean.T @ found.mean
-    return np.asarray(model.forward.T @ moment @ model.forward / panel)
+    loads = model.loadings.reshape(model.factors, model.traits) * np.sqrt(model.sample_size)[None, :]
+    through = found.probability[:, len(model.sets) :].sum(axis=0)
+    return np.asarray((model.forward.T @ moment @ model.forward + (loads.T * through) @ loads) / panel)
 
 
 def panel_noise(noise: Floats, error: Floats) -> Floats:

@@ -22,7 +22,7 @@ from deepwas.pleiotropy.factors import HeritableFactor, find_factors
 from deepwas.pleiotropy.genome import Structure
 from deepwas.pleiotropy.growing import grown
 from deepwas.pleiotropy.joint import JointBlocks, Traits
-from deepwas.pleiotropy.learning import TOGETHER, JointBlock, learn, locate
+from deepwas.pleiotropy.learning import TOGETHER, JointBlock, learn, least_slab, locate
 from deepwas.pleiotropy.options import PleiotropyOptions
 
 __all__ = ["BlocksToLocate", "learn_model", "model_from_numbers", "numbers_of", "prior_direct"]
@@ -112,6 +112,7 @@ def learn_model(
         mean_direct=mean,
         follows=_FOLLOWS if options.sharing else 1.0,
     )
+    model = replace(model, slab=np.maximum(model.slab, least_slab(model)))
     every = BlocksToLocate(joint, direct, range(len(joint)), shapes)
     blocks = every.some(options.learn_blocks)
 
@@ -217,7 +218,9 @@ def numbers_of(model: TraitModel) -> dict[str, float]:
     ):
         out |= {f"{name}_{k}": float(x) for k, x in enumerate(getattr(model, name))}
     out |= {f"sets_{c}": float(x) for c, x in enumerate(numbers_of_sets(model.sets))}
-    return out | {f"loadings_{k}": float(x) for k, x in enumerate(model.loadings.ravel())}
+    for name in ("loadings", "pairs"):
+        out |= {f"{name}_{k}": float(x) for k, x in enumerate(getattr(model, name).ravel())}
+    return out
 
 
 def model_from_numbers(known: dict[str, float], traits: Traits, structure: Structure) -> TraitModel:
@@ -244,4 +247,5 @@ def model_from_numbers(known: dict[str, float], traits: Traits, structure: Struc
         read("mean_direct"),
         float(known["follows"]),
         read("background"),
+        read("pairs").reshape(K, K),
     )

@@ -120,7 +120,7 @@ def sharing_test(
         raise InputError(f"sharing is tested between two traits or more, on one LD block or more; got {model.traits}.")
     settings: dict[str, Any] = {"slots": slots, "candidates": candidates, "panel": panel}
     K, total = model.traits, rounds + 1 + draws
-    null = replace(model.believed(), excess=np.zeros(K + 1), offsets=np.zeros(K), follows=1.0)
+    null = replace(model.believed(), excess=np.zeros(K + 1), pairs=np.zeros((K, K)), offsets=np.zeros(K), follows=1.0)
     if rounds:
 
         def say(done: int, _: int) -> None:

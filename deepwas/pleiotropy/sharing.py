@@ -1,0 +1,179 @@
+"""How often variants act on several traits: psi, a and rho under which the prior expects what the posterior counts.
+
+psi of a set of n traits is psi_n + sum of b_kl over its pairs (`deepwas.pleiotropy.configurations`): n alone would hold
+that any two traits share as many variants as any other two, so that a trait which shares nothing seems to act wherever
+others do. With D effects counted by the posterior on all traits together, psi and the offsets a are those under which
+
+    the share of the effects in variants of n >= 2 traits is by the prior as by the posterior, for each n,
+    the number of variants of each pair of traits is by the prior as by the posterior, less b_kl / tau^2 (tau =
+        `_PAIR_SD`, the standard deviation of b in its normal prior: pairs that data say little of stay near 0),
+    sum_j pi_jk variants act on trait k:
+
+the maximum over psi with the marginals held. They are found by iterative scaling (Darroch & Ratcliff 1972), psi_n by
+the log of wanted over expected numbers, a by the same over the mean size of the sets that hold the trait, and b by
+that over the mean number of pairs, allowing for its prior, so that steps do not overshoot.
+
+rho moves by Newton's steps to where the sum over variants of E[(1 - 1/n) sum_k delta_k log(d_jk / mean d_k)] is by the
+prior what it is by the posterior, between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepwas.pleiotropy.configurations import TraitModel
+
+if TYPE_CHECKING:
+    from deepwas.pleiotropy.learning import JointBlock
+
+__all__ = ["Expected", "Sample", "Shares"]
+
+Floats = NDArray[np.float64]
+
+_START_SHARE = 0.03
+_SAMPLE = 500_000  # variants times configurations by which psi and a are solved for
+_SCALINGS = 60
+_SCALED = 0.02
+_NOTHING = 1e-12
+_LEAP = 1.5
+_TURN = 0.1  # of rho, a step
+_PAIR_SD = 1.5  # of b
+_HALVINGS = 12
+_MOST_OFFSET = 8.0  # of a: where more variants are shared than the prior has, no a would do
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """What the posterior counts, over the number of effects on all traits.
+
+    sizes: (K + 1,), variants of n traits, 0 for n < 2.  pairs: (K, K), variants that act on two traits each; None
+    leaves b as it is.  tilt: sum of `TraitModel.tilt`; None leaves rho.  effects: their number.
+    """
+
+    sizes: Floats
+    pairs: Floats | None = None
+    tilt: float | None = None
+    effects: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """Numbers of variants by the prior.
+
+    sizes: (K + 1,), by number of traits.  present: (K,), that act on each.  weighted: (K,), those times the size of
+    their sets.  pi: (K,), what `present` should be.  pairs: (K, K), that act on two each.  crowded: (K, K), those times
+    the number of pairs in their sets.  moments: (2,), sum and sum of squares of `TraitModel.tilt`.
+    """
+
+    sizes: Floats
+    present: Floats
+    weighted: Floats
+    pi: Floats
+    pairs: Floats
+    crowded: Floats
+    moments: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some variants, that stand for those of all blocks.
+
+    direct: (n, K), d.  weight: (n,), how many variants each stands for.
+    """
+
+    direct: Floats
+    weight: Floats
+
+    @classmethod
+    def of(cls, blocks: Sequence[JointBlock], model: TraitModel) -> Sample:
+        """All variants; of too many, those with the largest priors, and of the others some, evenly spread."""
+        direct = np.concatenate([block.direct for block in blocks])
+        n, most = len(direct), max(2048, _SAMPLE // len(model.masks))
+        if n <= most:
+            return cls(direct, np.ones(n))
+        order = np.argsort(-(direct / model.slab[None, :]).sum(axis=1), kind="stable")
+        rest = np.sort(order[most // 2 :])
+        some = rest[:: -(-2 * len(rest) // most)]
+        weight = np.concatenate([np.ones(most // 2), np.full(len(some), len(rest) / len(some))])
+        return cls(direct[np.concatenate([order[: most // 2], some])], weight)
+
+    def expected(self, model: TraitModel) -> Expected:
+        """By the prior."""
+        odds = model.log_odds(self.direct)
+        each = np.exp(odds - np.logaddexp(0, np.logaddexp.reduce(odds, axis=1))[:, None])
+        prior = self.weight @ each
+        masks = model.masks.astype(np.float64)
+        size = masks.sum(axis=1)
+        sizes = np.bincount(size.astype(int), weights=prior, minlength=model.traits + 1).astype(np.float64)
+        pi = self.weight @ model.pi(self.direct)
+        moments = np.zeros(2)
+        if len(model.mean_direct):
+            tilt = model.tilt(self.direct)
+            own = each[:, : len(model.sets)] * tilt
+            moments = np.array([self.weight @ own.sum(axis=1), self.weight @ (own * tilt).sum(axis=1)])
+        pairs, crowded = (_by_pair(masks, weight) for weight in (prior, prior * size * (size - 1) / 2))
+        return Expected(sizes, prior @ masks, (prior * size) @ masks, pi, pairs, crowded, moments)
+
+    def solve(self, model: TraitModel, wanted: Shares) -> tuple[TraitModel, Expected]:
+        """The model with psi, a and, where they are counted, b and rho that expect what is wanted; what it expects."""
+        now = self.expected(model)
+        free = wanted.pairs is not None and model.traits > 2  # of two traits psi_2 says all
+        for _ in range(_SCALINGS):
+            total = now.pi.sum()
+            off = np.log(np.maximum(wanted.sizes * total, _NOTHING) / np.maximum(now.sizes, _NOTHING))
+            off[:2] = 0.0
+            off[now.sizes == 0] = 0.0  # no set of this size can be
+            shift = np.log(np.maximum(now.pi, _NOTHING) / np.maximum(now.present, _NOTHING)) * (now.present + _NOTHING)
+            shift /= now.weighted + _NOTHING
+            pairs, follows = model.pairs, model.follows
+            if wanted.pairs is not None and free:
+                scale = wanted.effects / total
+                pairs = pairs + 0.5 * _step(
+                    wanted.effects * wanted.pairs, scale * now.pairs, scale * now.crowded, pairs
+                )
+            if wanted.tilt is not None and np.abs(off).max() < _LEAP:
+                first, second = now.moments
+                follows += np.clip((wanted.tilt * total - first) / (second + 1.0), -_TURN, _TURN)
+                follows = float(np.clip(follows, 0.0, 1.0))
+            moved = max(np.abs(x).max() for x in (off, shift, pairs - model.pairs, np.array([follows - model.follows])))
+            if moved < _SCALED:
+                break
+            model = replace(
+                model,
+                excess=model.excess + 0.5 * np.clip(off, -6, 6),
+                offsets=np.clip(model.offsets + np.clip(shift, -2, 2), -_MOST_OFFSET, _MOST_OFFSET),
+                pairs=pairs,
+                follows=follows,
+            )
+            now = self.expected(model)
+        return model, now
+
+    def shared(self, model: TraitModel) -> TraitModel:
+        """The model with `_START_SHARE` of the effects in variants of two traits or more, as many of each size."""
+        sizes = np.arange(model.traits + 1)
+        shares = np.where(sizes >= 2, _START_SHARE / np.maximum(sizes, 1) / max(model.traits - 1, 1), 0.0)
+        return self.solve(model, Shares(shares))[0]
+
+
+def _step(wanted: Floats, pairs: Floats, crowded: Floats, b: Floats) -> Floats:
+    """(K, K), the x at which pairs e^(c x) + (b + x) / tau^2 is what is wanted, c pairs in a set; at most `_LEAP`."""
+    each = np.maximum(crowded / np.maximum(pairs, _NOTHING), 1.0)
+    low, high = np.full(b.shape, -_LEAP), np.full(b.shape, _LEAP)
+    for _ in range(_HALVINGS):
+        x = (low + high) / 2
+        above = pairs * np.exp(each * x) + (b + x) / _PAIR_SD**2 > wanted
+        low, high = np.where(above, low, x), np.where(above, x, high)
+    np.fill_diagonal(x, 0.0)
+    return np.asarray(x)
+
+
+def _by_pair(masks: Floats, weight: Floats) -> Floats:
+    """(K, K), sum of the weights of sets that hold both, 0 on the diagonal."""
+    found = (masks * weight[:, None]).T @ masks
+    np.fill_diagonal(found, 0.0)
+    return np.asarray(found)
