@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.finemapping_report import FOUND, SCENARIOS, draw, tables
-from benchmarks.simulate import Region, simulate_annotations, simulate_panel, variant_table
+from benchmarks.simulate import Region, simulate_annotations, simulate_panel
+from benchmarks.stores import simulated_gwas, store_of_regions
 
 if TYPE_CHECKING:
     from deepwas.ld import LDBlock, LDStore
-    from deepwas.sumstats import HarmonisedSumstats
     from deepwas.training.trait import TraitBlock
 
 __all__ = ["draw", "measure", "tables"]
@@ -170,19 +170,9 @@ def _world(problem: Problem, folder: Path, progress: Progress) -> _World:
     for key, made in cuts.items():
         # The LD of the first is that of the GWAS without any error, whatever the number of people it was simulated for.
         people = int(max(problem.sample_sizes)) if key == "own" else problem.panel
-        stores[key] = _store(own, made, folder / f"{key.replace(' ', '-')}.h5", people)
+        stores[key] = store_of_regions(own, made, folder / f"{key.replace(' ', '-')}.h5", people)
     values = simulate_annotations(own, smooth=_SMOOTH, seed=problem.seed)
     return _World(own, genotypes, blocks, stores, values)
-
-
-def _store(regions: Sequence[Region], blocks: Sequence[LDBlock], path: Path, people: int) -> LDStore:
-
-    from deepwas.ld.write import write_ld
-
-    starts = np.cumsum([0, *(r.m for r in regions)])
-    variants = variant_table(regions)
-    pairs = ((int(start), block) for start, block in zip(starts[:-1], blocks, strict=True))
-    return write_ld(path, variants, pairs, build="GRCh37", n_samples=people)
 
 
 def _inclusion(problem: Problem, world: _World, scenario: str) -> Array:
@@ -280,24 +270,6 @@ def _baseline(which: str, blocks: Sequence[TraitBlock], f: Array, slab: float, b
     return _Called(pip, beta != 0, sets)
 
 
-def _gwas(store: LDStore, z: Array, size: float) -> HarmonisedSumstats:
-    import polars as pl
-
-    from deepwas.sumstats import HarmonisedSumstats
-
-    keys = store.variants.with_row_index("VARIANT").select("VARIANT", "CHR", "SNP", "BP", "A1", "A2")
-    return HarmonisedSumstats(
-        frame=keys.with_columns(Z=pl.Series(z), N=pl.lit(size), FRQ=store.variants["FREQ"]),
-        n_store=store.n_variants,
-        source="simulated",
-        source_sha256="0" * 64,
-        source_format="simulated",
-        match="position",
-        genome_build=store.genome_build,
-        store_checksum=store.checksum,
-    )
-
-
 def _learned(problem: Problem, world: _World, z: Array, size: float) -> Array:
     """f by a log-linear network, cross-fitted, from the trait's own z-scores."""
     from deepwas import FitOptions, fit
@@ -308,7 +280,7 @@ def _learned(problem: Problem, world: _World, z: Array, size: float) -> Array:
     variants = store.variants.select("SNP", "CHR", "BP", "A1", "A2")
     given = Annotations(names, world.values.astype(np.float32), variants, dict.fromkeys(names, "simulated"))
     options = FitOptions(network="linear", steps=problem.steps, cross_fit=problem.folds > 0, folds=problem.folds or 5)
-    run = fit(store, _gwas(store, z, size), given, options=options)
+    run = fit(store, simulated_gwas(store, z, size), given, options=options)
     return run.variants["SNPVAR_CROSS" if run.cross_fitted else "SNPVAR_PLAIN"].to_numpy().astype(np.float64)
 
 
@@ -325,7 +297,9 @@ def _panels(problem: Problem, world: _World, progress: Progress) -> dict[str, An
         rows, records = [], []
         for number in range(problem.panel_traits):
             beta, z = _z_scores(problem, world, pi, size, [problem.seed, 9, number])
-            run = fit(store, _gwas(store, z, size), None, options=FitOptions(network="constant", cross_fit=False))
+            run = fit(
+                store, simulated_gwas(store, z, size), None, options=FitOptions(network="constant", cross_fit=False)
+            )
             found = estimate_posterior(run, store, finemap=FineMapOptions())
             mapped = found.finemap
             assert mapped is not None

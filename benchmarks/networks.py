@@ -13,7 +13,6 @@ from the posterior without networks, replicate by replicate.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.pleiotropy import read_kept
+from benchmarks.kept import digest_of, read_kept
 from benchmarks.pleiotropy_genome import Genome, kept_genome, load_genome
 from benchmarks.pleiotropy_metrics import average_precision, calls_by_local_fdr
 from benchmarks.pleiotropy_simulate import CLASSES, Simulated, simulate
@@ -94,7 +93,7 @@ def measure(preset: str, progress: Progress, parts: Path) -> dict[str, Any]:
     )
     genome = load_genome(world)
     settings = {name: value for name, value in asdict(problem).items() if name != "replicates"}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    digest = digest_of(settings, "pleiotropy*.py", leave=("pleiotropy_report.py", "pleiotropy_speed.py"))
     kept = parts / f"replicates-{digest}.jsonl"
     known = {x["number"]: x for x in read_kept(kept)}
     for number in range(problem.replicates):

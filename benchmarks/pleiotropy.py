@@ -4,7 +4,8 @@ Every scenario of `benchmarks.pleiotropy_simulate` is simulated again and again 
 noise correlation and effects of trait on trait that it estimates itself, and others (`benchmarks.pleiotropy_baselines`)
 call variants and loci, and the truth judges them (`benchmarks.pleiotropy_score`). Scenarios by letter: a no effects,
 b single ones, c own effects on several traits, d paths between traits, e a heritable confounder, f pairs in LD, g all
-of b to f with the LD of 400 other people, h all with annotations, mixed all of b to f.
+of b to f with the LD of 400 other people, h all with annotations, mixed all of b to f, "pairs share" c where all that
+is shared is shared by two traits of the six, and a last trait has no effect at all.
 
 Sizes of effects are held while the sample grows: mixed, g and h take N = 50,000, 200,000 and 500,000 in turn.
 Each replicate is kept as one line as soon as it is done, under a name made of the settings and the code: a second call
@@ -13,7 +14,6 @@ goes on where the first was stopped, and computes anew once either has changed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -25,10 +25,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kept import digest_of, read_kept
 from benchmarks.pleiotropy_analysis import Analysis, analyse
 from benchmarks.pleiotropy_genome import Genome, kept_genome, load_genome
+from benchmarks.pleiotropy_priors import FITTED, fitted_prior
 from benchmarks.pleiotropy_report import draw, summary, tables
-from benchmarks.pleiotropy_simulate import PRIORS, simulate
+from benchmarks.pleiotropy_simulate import simulate
 
 __all__ = ["PRESETS", "Analysis", "Cell", "Preset", "analyse", "draw", "measure", "read_kept", "replicate", "tables"]
 
@@ -36,26 +38,6 @@ Progress = Callable[[str, int, int], None]
 
 SIZES = (5e4, 2e5, 5e5)
 EFFECT = 4e-4  # mean square of an effect; N = 200,000 sees a signal of 80
-_ROOT = Path(__file__).parents[1]
-_PARTS = (
-    "calls",
-    "configurations",
-    "factors",
-    "growing",
-    "genome",
-    "joint",
-    "learning",
-    "model_of",
-    "options",
-    "sharing",
-    "structure/*",
-)
-_CODE = (
-    "benchmarks/pleiotropy*.py",
-    "benchmarks/simulate.py",
-    "deepwas/finemapping/*.py",
-    *(f"deepwas/pleiotropy/{name}.py" for name in _PARTS),
-)
 
 
 @dataclass(frozen=True)
@@ -63,7 +45,8 @@ class Cell:
     """One scenario under fixed settings.
 
     scenario: a name in SCENARIOS.  changes: to its recipe.  sizes: N, in turn by replicate, effects held.
-    priors: that deepwas is given.  structure: "estimated" or "true".  others: whether baselines are computed.
+    priors: that deepwas is given, true ones by name, or those of `benchmarks.pleiotropy_priors.FITTED`.
+    structure: "estimated" or "true".  others: whether baselines are computed.
     """
 
     scenario: str
@@ -105,14 +88,15 @@ def _cells(most: int, some: int, few: int) -> dict[str, Cell]:
     return {
         "mixed": Cell("mixed", most, sizes=SIZES, others=True),
         "g": Cell("g", most, sizes=SIZES, others=True),
-        "h": Cell("h", some, sizes=SIZES, priors=PRIORS),
+        "h": Cell("h", some, sizes=SIZES, priors=("flat", "informative", "misleading", *FITTED)),
         "mixed, true T and C": Cell("mixed", few, sizes=SIZES, structure="true"),
-        "a": Cell("a", few, {"polygenicity": 0.0}, others=True),
+        "a": Cell("a", 5 * few, {"polygenicity": 0.0}, others=True),
         **{
             f"b, {share:g}": Cell("b", few, {"polygenicity": share, "h2": h2}, others=share == 1e-3)
             for share in (1e-4, 1e-3, 1e-2, 1e-1)
         },
         **{f"c, {K} traits": Cell("c", few, {"traits": K}) for K in (2, 4, 6, 8)},
+        "pairs share": Cell("c", 3 * few, {"sharers": 2, "silent": 1}),
         "d": Cell("d", few),
         "e": Cell("e", few),
         "f": Cell("f", few),
@@ -127,12 +111,12 @@ PRESETS = {
         cells={
             "mixed": Cell("mixed", 2, sizes=SIZES, others=True),
             "g": Cell("g", 1),
-            "h": Cell("h", 1, priors=("flat", "informative")),
+            "h": Cell("h", 1, priors=("flat", "informative", "constant", "learned")),
             "a": Cell("a", 1, {"polygenicity": 0.0}),
         },
     ),
     "medium": Preset(regions=100, m=200, people=2000, panel=400, polygenicity=2e-3, cells=_cells(9, 6, 3)),
-    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 12, 2)),
+    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 9, 2)),
 }  # fmt: skip
 
 
@@ -168,7 +152,8 @@ def replicate(preset: Preset, name: str, number: int, genome: Genome) -> dict[st
         warnings.simplefilter("ignore")  # the user of one analysis is warned; here figures say it
         for prior in cell.priors:
             try:
-                own = analyse(simulated, prior=prior, structure=structure, options=options)
+                f = fitted_prior(simulated, prior) if prior in FITTED else prior
+                own = analyse(simulated, prior=f, structure=structure, options=options)
             except DeepwasError as error:
                 found["refused"][prior] = str(error)
                 continue
@@ -212,29 +197,12 @@ def measure(preset: str, progress: Progress, parts: Path) -> dict[str, Any]:
     return {"settings": settings, "preset": preset, **summary([known[x] for x in every], plan.cells)}
 
 
-def read_kept(path: Path) -> list[dict[str, Any]]:
-    """Replicates that are kept; a last line that was cut off is dropped."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
-
-
 def _digest(plan: Preset) -> str:
     """Of the settings but for numbers of replicates, and of the code that is measured."""
     settings = asdict(plan)
     for cell in settings["cells"].values():
         del cell["replicates"]
-    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    report = _ROOT / "benchmarks/pleiotropy_report.py"
-    for pattern in _CODE:
-        for path in sorted(_ROOT.glob(pattern)):
-            if path != report:
-                found.update(path.read_bytes())
-    return found.hexdigest()[:12]
+    return digest_of(settings, "pleiotropy*.py", leave=("pleiotropy_report.py", "pleiotropy_speed.py"))
 
 
 def _each(plan: Preset, left: list[tuple[str, int]], world: Path) -> Iterator[dict[str, Any]]:

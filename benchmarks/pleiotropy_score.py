@@ -57,6 +57,8 @@ def score_analysis(simulated: Simulated, found: Analysis) -> dict[str, Any]:
     return figures | {
         "bins": bin_sums(p, simulated.direct).tolist(),
         "likely": bin_sums(p, simulated.direct, above=LIKELY).tolist(),
+        "locus_bins": bin_sums(found.shared, locus_classes(sets, simulated.klass) == _DIRECT).tolist(),
+        "traits": _traits(simulated, found),
         "confusion": confusion(simulated.klass, klass).tolist(),
         "pairs_flagged": _named(pair_rates(simulated.pairs, flagged)),
         "wrong_pairs_flagged": _named(pair_rates(pairs, flagged)),
@@ -136,6 +138,15 @@ def _counts(rates: dict[str, tuple[int, int]]) -> dict[str, list[int]]:
 
 def _named(rates: dict[tuple[float, float], tuple[int, int]]) -> dict[str, list[int]]:
     return {f"{low:g}-{high:g}": list(pair) for (low, high), pair in rates.items()}
+
+
+def _traits(simulated: Simulated, found: Analysis) -> dict[str, float]:
+    """Of called variants with own effects on several traits: how many traits they have, those of them with an inclusion
+    probability above one half, and other traits with one."""
+    hit = calls_by_local_fdr(found.local_fdr) & simulated.direct
+    named = np.stack([found.value[f"pip_{k}"] for k in range(len(simulated.N))], axis=1)[hit] > 0.5
+    true = simulated.D[hit]
+    return {"true": int(true.sum()), "named": int((named & true).sum()), "false": int((named & ~true).sum())}
 
 
 def _structure(simulated: Simulated, found: Analysis) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Recipe:
     shares: of the variants that do anything, by class among single, direct, confounder, ld_only. Single variants of a
     trait with a path out of it become vertical.
     direct_traits: fewest and most traits of a direct variant (None: K).
+    sharers: traits that direct variants act on, the first ones (None: all).
+    silent: last traits on which nothing acts; their prior is that of the others all the same.
     paths: edges of T, which has no cycle.  path: range of their absolute size.
     factor_traits: traits that the factor moves, by 0.5 to 1.
     pair_r2: range of r2 between the two variants of an ld_only pair, evenly filled as far as the LD allows.
@@ -69,6 +71,8 @@ class Recipe:
     bounded: bool = False
     shares: Mapping[str, float] = field(default_factory=lambda: {"single": 1.0})
     direct_traits: tuple[int, int | None] = (2, None)
+    sharers: int | None = None
+    silent: int = 0
     paths: int = 0
     path: tuple[float, float] = (0.1, 0.5)
     factor_traits: int = 3
@@ -87,9 +91,15 @@ class Recipe:
             raise InputError("shares are all 0; for a genome without effects set polygenicity to 0.")
         if not 0 <= self.polygenicity <= 1 or not 0 <= self.overlap <= 1 or self.annotation < 0:
             raise InputError("polygenicity and overlap lie between 0 and 1, and annotation is 0 or more.")
-        if not 2 <= self.direct_traits[0] <= most <= K or not 2 <= self.factor_traits <= K:
+        if not 0 <= self.silent <= K - 2 or not 2 <= self.all_sharers <= K - self.silent:
             raise InputError(
-                f"direct_traits {self.direct_traits} and factor_traits {self.factor_traits} lie in 2 to {K}."
+                f"silent is {self.silent} and sharers {self.sharers}; of {K} traits two or more act, and sharers are "
+                "of them."
+            )
+        if not 2 <= self.direct_traits[0] <= most <= self.all_sharers or not 2 <= self.factor_traits <= K - self.silent:
+            raise InputError(
+                f"direct_traits {self.direct_traits} and factor_traits {self.factor_traits} lie in 2 to {K}, or to as "
+                "many as share."
             )
         if not 0 <= self.paths <= K * (K - 1) // 2:
             raise InputError(f"paths is {self.paths}; {K} traits have up to {K * (K - 1) // 2} without a cycle.")
@@ -101,9 +111,14 @@ class Recipe:
             )
 
     @property
+    def all_sharers(self) -> int:
+        """Traits that direct variants act on."""
+        return self.sharers or self.traits - self.silent
+
+    @property
     def most_direct(self) -> int:
         """Most traits of a direct variant."""
-        return self.direct_traits[1] or self.traits
+        return self.direct_traits[1] or self.all_sharers
 
     @property
     def N(self) -> Array:
@@ -235,7 +250,7 @@ def simulate(scenario: str | Recipe, *, genome: Genome, seed: int = 0, **changes
     size = np.sqrt(variance)
     own = picked.acts * _effects(recipe, (M, K), rng) * size[None, :]
     loading = np.zeros(K)
-    moved = rng.choice(K, size=recipe.factor_traits, replace=False)
+    moved = rng.choice(K - recipe.silent, size=recipe.factor_traits, replace=False)
     loading[moved] = rng.uniform(0.5, 1.0, size=len(moved)) * rng.choice([-1.0, 1.0], size=len(moved))
     on_factor = picked.klass == CLASSES.index("confounder")
     factor = on_factor * _effects(recipe, (M,), rng) * np.sqrt(variance.mean())
@@ -338,7 +353,8 @@ class _Picked:
         """Pick `count` variants of a class."""
         K = self.recipe.traits
         if name == "single":
-            for k, of_trait in enumerate(np.bincount(self.rng.integers(K, size=count), minlength=K)):
+            active = K - self.recipe.silent
+            for k, of_trait in enumerate(np.bincount(self.rng.integers(active, size=count), minlength=active)):
                 rows = self._free(self.weight[:, k], int(of_trait))
                 self.acts[rows, k] = True
                 self.klass[rows] = CLASSES.index("vertical" if self.causes[k] else "single")
@@ -347,7 +363,7 @@ class _Picked:
         elif name == "direct":
             for _ in range(count):
                 size = self.rng.integers(self.recipe.direct_traits[0], self.recipe.most_direct + 1)
-                traits = self.rng.choice(K, size=size, replace=False)
+                traits = self.rng.choice(self.recipe.all_sharers, size=size, replace=False)
                 row = self._free(self.weight[:, traits].mean(axis=1), 1)[0]
                 self.acts[row, traits] = True
                 self.klass[row] = CLASSES.index("direct")
@@ -361,8 +377,9 @@ class _Picked:
 
     def _add_pair(self) -> None:
         low, high = self.recipe.pair_r2
-        ends = np.flatnonzero(~self.causes)
-        ends = ends if len(ends) > 1 else np.arange(self.recipe.traits)
+        active = self.recipe.traits - self.recipe.silent
+        ends = np.flatnonzero(~self.causes[:active])
+        ends = ends if len(ends) > 1 else np.arange(active)
         one, two = (int(k) for k in self.rng.choice(ends, size=2, replace=False))
         for _ in range(_TRIES):
             first = int(self._free(self.weight[:, one], 1)[0])

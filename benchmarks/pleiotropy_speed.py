@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.kept import digest_of
 from benchmarks.machine import exponent, peak_rss
 
 if TYPE_CHECKING:
@@ -207,7 +208,8 @@ def measure(preset: str | bool, progress: Progress, parts: Path | None = None) -
     runs = []
     for i, genome in enumerate(genomes):
         progress("classifying genomes", i, len(genomes))
-        kept = None if parts is None else parts / f"{chosen}-{genome.blocks}-{genome.traits}.json"
+        digest = digest_of(asdict(genome), "pleiotropy_speed.py")
+        kept = None if parts is None else parts / f"{chosen}-{genome.blocks}-{genome.traits}-{digest}.json"
         if kept is not None and kept.exists():
             runs.append(json.loads(kept.read_text()))
             continue

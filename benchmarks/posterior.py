@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.simulate import Region, effect_variance, simulate_annotations, simulate_panel, variant_table
+from benchmarks.simulate import Region, effect_variance, simulate_annotations, simulate_panel
+from benchmarks.stores import simulated_gwas, store_of_regions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,21 +124,10 @@ def _world(problem: Problem, folder: Path, progress: Progress) -> _World:
         kept.append((X[varies, problem.panel :] - mean) / sd)
         progress("simulating people", number + 1, problem.regions)
     values = simulate_annotations(regions, smooth=_SMOOTH, seed=problem.seed)
-    return _World(regions, kept, _store(problem, regions, folder), values)
-
-
-def _store(problem: Problem, regions: Sequence[Region], folder: Path) -> LDStore:
-
     from deepwas.ld import LDBlock
-    from deepwas.ld.write import write_ld
 
-    starts = np.cumsum([0, *(r.m for r in regions)])
-    variants = variant_table(regions)
-    blocks = (
-        (int(start), LDBlock.from_correlation(r.correlation, eigenvalue_floor=problem.eigenvalue_floor))
-        for start, r in zip(starts[:-1], regions, strict=True)
-    )
-    return write_ld(folder / "ld.h5", variants, blocks, build="GRCh37", n_samples=problem.panel)
+    blocks = [LDBlock.from_correlation(r.correlation, eigenvalue_floor=problem.eigenvalue_floor) for r in regions]
+    return _World(regions, kept, store_of_regions(regions, blocks, folder / "ld.h5", problem.panel), values)
 
 
 def _trait(problem: Problem, world: _World, f: Array, seed: list[int]) -> dict[str, Any]:
@@ -146,7 +136,6 @@ def _trait(problem: Problem, world: _World, f: Array, seed: list[int]) -> dict[s
 
     from deepwas import FitOptions, fit
     from deepwas.posterior import PosteriorOptions, estimate_posterior
-    from deepwas.sumstats import HarmonisedSumstats
 
     rng = np.random.default_rng(seed)
     N, store = problem.sample_size, world.store
@@ -157,17 +146,7 @@ def _trait(problem: Problem, world: _World, f: Array, seed: list[int]) -> dict[s
             for r, b in zip(world.regions, world.cut(beta), strict=True)
         ]
     )
-    keys = store.variants.with_row_index("VARIANT").select("VARIANT", "CHR", "SNP", "BP", "A1", "A2")
-    gwas = HarmonisedSumstats(
-        frame=keys.with_columns(Z=pl.Series(z), N=pl.lit(N), FRQ=store.variants["FREQ"]),
-        n_store=store.n_variants,
-        source="simulated",
-        source_sha256="0" * 64,
-        source_format="simulated",
-        match="position",
-        genome_build=store.genome_build,
-        store_checksum=store.checksum,
-    )
+    gwas = simulated_gwas(store, z, N)
     options = FitOptions(
         network=problem.network,  # type: ignore[arg-type]
         steps=problem.steps,
@@ -178,7 +157,7 @@ def _trait(problem: Problem, world: _World, f: Array, seed: list[int]) -> dict[s
     flat = learned.record["heritability"]["constant"]
 
     def under(variance: Array, noise: float) -> Posterior:
-        table = keys.drop("VARIANT").with_columns(SNPVAR=pl.Series(variance))
+        table = store.variants.select("CHR", "SNP", "BP", "A1", "A2").with_columns(SNPVAR=pl.Series(variance))
         return estimate_posterior(table, store, gwas, options=PosteriorOptions(noise=noise))
 
     found = {

@@ -36,12 +36,12 @@ def run(genome, tmp_path_factory):
     parts = tmp_path_factory.mktemp("pleiotropy")
     plan = dataclasses.replace(
         pleiotropy.PRESETS["quick"], regions=8, m=M, traits=2, learn_blocks=8, rounds=1, permutations=0,
-        cells={"mixed": Cell("mixed", 1), "h": Cell("h", 1, priors=("flat", "informative"))},
+        cells={"mixed": Cell("mixed", 1), "h": Cell("h", 1, priors=("flat", "informative", "constant", "learned"))},
     )  # fmt: skip
     save_genome(genome, parts / f"genome-8x{M}-{plan.people}-{plan.panel}-{plan.seed}.npz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(pleiotropy.PRESETS, "quick", plan)
-        patch.setattr(pleiotropy, "_CODE", ())  # files may change while tests run
+        patch.setattr(pleiotropy, "digest_of", lambda *_, **__: "same")  # files may change while tests run
         figures = pleiotropy.measure("quick", lambda *_: None, parts)
         (kept,) = parts.glob("*.jsonl")
         lines = kept.read_text().splitlines(keepends=True)
@@ -53,7 +53,8 @@ def run(genome, tmp_path_factory):
 
 def test_a_small_problem_from_end_to_end(run, tmp_path):
     cells = run.figures["cells"]
-    assert set(cells["h"]["methods"]) == {"deepwas, flat", "deepwas, informative", ">= 2 traits at 5e-08"}
+    ours = {f"deepwas, {x}" for x in ("flat", "informative", "constant", "learned")}
+    assert set(cells["h"]["methods"]) == {*ours, ">= 2 traits at 5e-08"}
     for cell in cells.values():
         assert cell["refused"] == 0
         for method, own in cell["methods"].items():
@@ -121,7 +122,15 @@ def _found(simulated, sets, shared, p):
     klass = np.where(p > 0.5, "pleiotropic", "none")
     flagged = np.arange(len(sets)) == 1
     return pleiotropy.Analysis(
-        {"pleiotropy": p}, klass, loci, np.array(shared), flagged, structure, model, 1, {"locating": 0.0}
+        {"pleiotropy": p, "pip_0": p, "pip_1": 1 - p},
+        klass,
+        loci,
+        np.array(shared),
+        flagged,
+        structure,
+        model,
+        1,
+        {"locating": 0.0},
     )
 
 
