@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from deepwas.posterior.options import MissingPrior
 
 
+_PAIRS = 5  # that are said
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to the root application."""
     app.command("pleiotropy")(pleiotropy)
@@ -286,6 +289,10 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
         )
     excess = ", ".join(f"{n} traits {x:+.2f}" for n, x in learned["excess_log_odds"].items())
     say(f"sharing beyond independence, in log odds: {excess}")
+    pairs = sorted(learned["pair_log_odds"], key=lambda x: -abs(x["log_odds"]))[:_PAIRS]
+    if len(found.record["traits"]) > 2:
+        said = "; ".join(f"{', '.join(x['traits'])} {x['log_odds']:+.2f}" for x in pairs)
+        say(f"beside that, pairs that share more or less than others: {said} (PAIR_LOG_ODDS in trait_pairs.tsv)")
     _show_checks(found)
     if total["loci_unresolvable"]:
         say(f"{total['loci_unresolvable']:,} loci are in LD of r2 > 0.8 with another one (UNRESOLVABLE in loci.tsv)")

@@ -375,7 +375,8 @@ def _labelled(correlation: Array, two: Array) -> tuple[Array, Array]:
     The likeliest pair names the effects; another pair's members are named as fits that one's LD with it best.
     """
     a, b = jnp.unravel_index(jnp.argmax(two), two.shape)
-    near_a, near_b = jnp.abs(correlation[:, a]), jnp.abs(correlation[:, b])
-    straight = near_a[:, None] + near_b[None, :] - near_b[:, None] - near_a[None, :]
+    # One difference, taken both ways, so that rounding cannot name both orders of a pair alike.
+    nearer = jnp.abs(correlation[:, a]) - jnp.abs(correlation[:, b])
+    straight = nearer[:, None] - nearer[None, :]
     weight = two * jnp.where(straight > 0, 1.0, jnp.where(straight < 0, 0.0, 0.5))
     return jnp.sum(weight, axis=1), jnp.sum(weight, axis=0)

@@ -33,6 +33,7 @@ _LEAST_MEMBERS = 1.8
 _LIKELY = 0.5
 _POSSIBLE = 0.02
 _PRIOR_ODDS = 12.0, 1.0  # that there is one: one in thirty sets of effects without any is then thought to show one
+_PRIOR_ODDS_OF_TWO = 1.0  # on two traits alone: own effects on both that have one sign look much like it
 _SEEN = 3.0  # standard errors of an effect that a factor's first guess is made of
 
 
@@ -41,7 +42,7 @@ class HeritableFactor:
     """loadings: (K,), a; a a^T is the covariance of effects through it.  members: expected number of them.
 
     evidence: log Bayes factor for it, over own effects and the factors before it.  probability: that there is this
-    factor, at prior odds of twelve to one for the first, of one to one for others.
+    factor, at prior odds of twelve to one for the first, of one to one for others and for one on two traits alone.
     """
 
     loadings: Floats
@@ -115,7 +116,8 @@ class _Problem:
                         (evidence, x, members), support, better = new, other, True
             if best is None or evidence > best.evidence:
                 loadings = np.where(support, np.linalg.solve(self.half, x), 0.0)
-                best = HeritableFactor(loadings, members, evidence, float(expit(evidence + log(prior_odds))))
+                odds = prior_odds if support.sum() > 2 else min(prior_odds, _PRIOR_ODDS_OF_TWO)
+                best = HeritableFactor(loadings, members, evidence, float(expit(evidence + log(odds))))
         return best
 
     def _mixture(self, parts: Floats) -> tuple[Floats, Floats]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -16,9 +16,10 @@ from deepwas.errors import InputError
 from deepwas.pleiotropy.joint import JointBlocks, Traits
 from deepwas.pleiotropy.options import PleiotropyOptions
 from deepwas.pleiotropy.structure import NoiseCorrelation, TraitEffects, noise_correlation_from_blocks, trait_effects
+from deepwas.pleiotropy.structure.noise import positive_definite
 from deepwas.tables import numeric_column, read_delimited
 
-__all__ = ["Structure", "read_noise", "read_trait_effects", "structure_of"]
+__all__ = ["Structure", "likely_noise", "read_noise", "read_trait_effects", "structure_of"]
 
 Floats = NDArray[np.float64]
 PathLike = str | os.PathLike[str]
@@ -26,6 +27,8 @@ Say = Callable[[str, int, int], None]
 
 _SAME = 0.98  # genetic correlation above which, known well, two traits are one
 _WELL = 0.05
+_BELOW, _ABOVE, _OVERLAP = 0.05, 0.5, 0.3  # standard deviations of noise
+_TOLD = 0.1
 _OF_EDGES = ("T", "SE", "ESTIMATE", "ESTIMATE_SE", "PROBABILITY")  # columns of numbers
 
 
@@ -71,6 +74,7 @@ def structure_of(
             joint.whitened, joint.row_squares, traits.sample_size, n_variants=float(inside.sum()), names=names
         )
         _refuse_copies(found)
+        found = likely_noise(found)
         matrix = found.matrix
     else:
         matrix = np.asarray(noise, np.float64)
@@ -85,11 +89,35 @@ def structure_of(
         own = effects
     elif not options.vertical:
         zero = np.zeros((K, K))
-        own = TraitEffects.given(zero, zero, names=names)
+        own = replace(TraitEffects.given(zero, zero, names=names), notes=())
     else:
         own = _effects(traits, joint, matrix, options, progress)
     draws = own.draws(options.draws, seed=options.seed) if own.probability.any() else np.zeros((0, K, K))
     return Structure(matrix, found, own, draws)
+
+
+def likely_noise(found: NoiseCorrelation) -> NoiseCorrelation:
+    """The estimate drawn to what noise can be expected to be, by its own error: 1, with more below than above it.
+
+    Each entry's prior is normal, of a standard deviation `_BELOW` or `_ABOVE` for a trait's noise, which is 1 unless
+    z-scores are over-corrected or the LD is not theirs, and `_OVERLAP` around 0 for two traits' people in common.
+    Genomes leave the estimate as it is; one chromosome, whose error is of the size of the noise itself, does not.
+    """
+    estimate, error = found.intercepts.value, found.standard_error
+    K = len(estimate)
+    own = np.eye(K, dtype=bool)
+    prior = own.astype(np.float64)
+    spread = np.where(own, np.where(estimate < 1, _BELOW, _ABOVE), _OVERLAP)
+    weight = np.where(np.isfinite(error), spread**2 / (spread**2 + np.square(np.nan_to_num(error))), 0.0)
+    matrix, mended = positive_definite(prior + weight * (estimate - prior))
+    notes = list(found.notes)
+    for k, name in enumerate(found.names):
+        if abs(matrix[k, k] - estimate[k, k]) > _TOLD:
+            notes.append(
+                f"{name}: noise {estimate[k, k]:.2f} ± {error[k, k]:.2f} is known badly; {matrix[k, k]:.2f} is used, "
+                "drawn towards 1. Give --noise-correlation if it is known."
+            )
+    return replace(found, matrix=matrix, projected=found.projected or mended, notes=tuple(notes))
 
 
 def _effects(

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -318,6 +319,10 @@ def _result(
             "rounds": int(computed.known["rounds"]),
             "slab": dict(zip(traits.names, model.slab.tolist(), strict=True)),
             "excess_log_odds": {str(n): float(x) for n, x in enumerate(model.excess) if n >= 2},
+            "pair_log_odds": [
+                {"traits": [traits.names[j], traits.names[k]], "log_odds": float(model.pairs[j, k])}
+                for j, k in combinations(range(model.traits), 2)
+            ],
             "log_odds_of_effects_in_ld": dict(zip(("common_trait", "no_common_trait"), model.together, strict=True)),
             "sharing_follows_priors": model.follows,
             "marginal_log_odds": dict(zip(traits.names, model.offsets.tolist(), strict=True)),
@@ -337,7 +342,7 @@ def _result(
         "notes": notes,
         "counts": traits.tally.as_list(),
     }
-    pairs = pair_table(traits, structure, computed, extra.record["sharing_test"])
+    pairs = pair_table(traits, structure, computed, model, extra.record["sharing_test"])
     return Pleiotropy(done, table, by_locus, pairs, effect_table(structure), extra.calibration)
 
 

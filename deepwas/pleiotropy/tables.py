@@ -152,7 +152,11 @@ def locus_table(
 
 
 def pair_table(
-    traits: Traits, structure: Structure, computed: Computed, sharing: dict[str, Any] | None = None
+    traits: Traits,
+    structure: Structure,
+    computed: Computed,
+    model: TraitModel,
+    sharing: dict[str, Any] | None = None,
 ) -> pl.DataFrame:
     """One row a pair of traits, the diagonal too, as data_specs/pleiotropy_pairs.schema.json has them.
 
@@ -180,6 +184,7 @@ def pair_table(
                     "RG_SE": None if noise is None else noise.genetic_correlation.standard_error[j, k],
                     "RHO": None if noise is None else noise.genetic_covariance.value[j, k],
                     "RHO_SE": None if noise is None else noise.genetic_covariance.standard_error[j, k],
+                    "PAIR_LOG_ODDS": model.pairs[j, k] if j != k else None,
                     "SHARING_P": by_pair.get((traits.names[j], traits.names[k])),
                     "BOTH": both.sum(),
                     "BOTH_SE": np.sqrt(len(both) * both.var(ddof=1)) if len(both) > 1 else None,

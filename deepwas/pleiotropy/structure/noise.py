@@ -154,7 +154,7 @@ def summarised_noise(labels: tuple[str, ...], noise: Floats, genetic: Floats, ta
             f"the intercept, the noise of a trait's z-scores, is not positive: {bad}. N is wrong, or the signal is "
             "too strong and sparse for LD scores: estimate it from whitened LD blocks (noise_correlation_from_blocks)."
         )
-    matrix, projected = _positive_definite(noise[-1])
+    matrix, projected = positive_definite(noise[-1])
     if projected:
         shift = float(np.abs(matrix - noise[-1]).max())
         notes.append(f"the noise correlations were not positive definite and were mended; largest change {shift:.3g}.")
@@ -235,12 +235,13 @@ def group_sums(w: Floats, x: Floats, y: Floats, group: NDArray[np.int64], count:
     return np.concatenate([total - by_group, total], axis=1)
 
 
-def _positive_definite(C: Floats) -> tuple[Floats, bool]:
+def positive_definite(C: Floats, least: float = _LEAST_EIGENVALUE) -> tuple[Floats, bool]:
+    """The covariance (K, K), positive diagonal, whose correlation has no eigenvalue under `least`; if it was mended."""
     scale = np.sqrt(np.diag(C))
     values, vectors = np.linalg.eigh(C / np.outer(scale, scale))
-    if values[0] >= _LEAST_EIGENVALUE:
+    if values[0] >= least:
         return C.copy(), False
-    mended = (vectors * np.maximum(values, 2 * _LEAST_EIGENVALUE)) @ vectors.T
+    mended = (vectors * np.maximum(values, 2 * least)) @ vectors.T
     unit = np.sqrt(np.diag(mended))
     return mended / np.outer(unit, unit) * np.outer(scale, scale), True
 

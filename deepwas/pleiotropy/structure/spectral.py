@@ -27,6 +27,7 @@ from deepwas.pleiotropy.structure.noise import (
     checked_names,
     group_sums,
     jackknife_groups,
+    positive_definite,
     summarised_noise,
 )
 from deepwas.tally import Tally
@@ -38,6 +39,7 @@ _TRIM_AFTER = 3
 _LEADING = 0.25
 _LOUD = 3.0
 _TOLERANCE = 1e-6
+_LEAST_NOISE, _LEAST_EIGENVALUE = 0.05, 0.02  # of a trait; of the correlation, on the way
 
 
 def noise_correlation_from_blocks(
@@ -83,13 +85,13 @@ def noise_correlation_from_blocks(
         if step == _TRIM_AFTER:
             quiet = _quiet(y, lam, noise, genetic, own)
         sums = _score(y, lam, noise, genetic, group, count, quiet)
-        new_noise, new_genetic = sums[0][-1], sums[1][-1]
+        new_noise, new_genetic = sums[0][-1].copy(), sums[1][-1]
         unit = np.sqrt(np.diag(noise))
         change = np.abs((new_noise - noise) / np.outer(unit, unit)).max()
         change = max(change, float(np.abs((new_genetic - genetic) * lam.mean() / np.outer(unit, unit)).max()))
-        noise, genetic = new_noise, new_genetic
-        if np.linalg.eigvalsh(noise)[0] <= 0:
-            raise InputError("the noise covariance is not positive definite. Is one trait there twice?")
+        # Few blocks, or few variants with all of the signal, may ask for noise that is no covariance: held at the edge.
+        np.fill_diagonal(new_noise, np.maximum(np.diag(new_noise), _LEAST_NOISE))
+        noise, genetic = positive_definite(new_noise, _LEAST_EIGENVALUE)[0], new_genetic
         if change < _TOLERANCE and step >= _TRIM_AFTER:
             break
     else:
