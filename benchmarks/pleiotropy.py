@@ -116,7 +116,7 @@ PRESETS = {
         },
     ),
     "medium": Preset(regions=100, m=200, people=2000, panel=400, polygenicity=2e-3, cells=_cells(9, 6, 3)),
-    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 9, 2)),
+    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 6, 2)),
 }  # fmt: skip
 
 

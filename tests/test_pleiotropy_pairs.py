@@ -12,6 +12,7 @@ from deepwas.ld import LDBlock
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.growing import _grow
 from deepwas.pleiotropy.learning import JointBlock, learn, least_slab, locate, panel_error
+from deepwas.pleiotropy.model_of import prior_direct
 from deepwas.pleiotropy.sharing import Sample, Shares
 from tests.dense import ld_matrix
 
@@ -148,3 +149,11 @@ def test_effects_through_a_factor_count_in_the_panels_error(problem):
         expected = N * (direct + through * np.outer(loadings[0], loadings[0])) / 300
         np.testing.assert_allclose(panel_error(model, found, 300), expected, rtol=1e-6, atol=1e-9)
     assert through > 0
+
+
+def test_no_prior_is_so_small_that_it_rules_an_effect_out():
+    f = np.array([[1e-5, 2e-5], [1e-13, 2e-5], [0.0, 0.0], [3e-5, 2e-5]])
+    d = prior_direct(f, np.zeros((2, 2)))
+    mean = f[:, 0].sum() / 3
+    np.testing.assert_allclose(d[:, 0], [1e-5, np.exp(-7) * mean, 0, 3e-5])
+    np.testing.assert_allclose(d[:, 1], f[:, 1])

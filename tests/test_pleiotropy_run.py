@@ -337,9 +337,18 @@ def test_traits_that_do_not_belong_together_are_refused(world):
 
 def test_tables_of_structure_that_lack_something_are_refused(world, tmp_path):
     priors, z = inputs(world)
-    pl.DataFrame({"CAUSE": ["a"], "EFFECT": ["b"], "T": [PATH]}).write_csv(tmp_path / "T.tsv", separator="\t")
-    with pytest.raises(InputError, match="T comes without standard errors"):
-        classify(priors, world.store, sumstats=z, trait_effects=tmp_path / "T.tsv")
+    for table, message in (
+        (
+            {"CAUSE": ["a"], "EFFECT": ["b"], "T": [PATH]},
+            "row 1: the effect of a on b has no standard error; the table has",
+        ),
+        ({"CAUSE": ["a", "b"], "EFFECT": ["c", "c"], "T": [0.0, 0.2], "SE": [None, None]}, "row 2: the effect of b on"),
+        ({"CAUSE": ["a"], "EFFECT": ["a"], "T": [0.1], "SE": [0.1]}, "row 1: a has an effect on itself"),
+        ({"CAUSE": ["a"], "EFFECT": ["x"], "T": [0.1], "SE": [0.1]}, "row 1, column EFFECT: 'x' is no trait here"),
+    ):
+        pl.DataFrame(table).write_csv(tmp_path / "T.tsv", separator="\t", null_value="NA")
+        with pytest.raises(InputError, match=message):
+            classify(priors, world.store, sumstats=z, trait_effects=tmp_path / "T.tsv")
     pl.DataFrame({"TRAIT_1": ["a"], "TRAIT_2": ["b"], "NOISE": [0.1]}).write_csv(tmp_path / "n.tsv", separator="\t")
     with pytest.raises(InputError, match="no value for a and c"):
         classify(priors, world.store, sumstats=z, noise_correlation=tmp_path / "n.tsv")

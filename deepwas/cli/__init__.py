@@ -99,7 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(end, SystemExit) and end.code != 130:
             raise
         typer.echo(
-            "deepwas: interrupted. No output is half written; a fit goes on from its last checkpoint with --resume.",
+            "deepwas: interrupted. No output is half written. Commands that have --resume go on where they were: give "
+            "the same command with it.",
             err=True,
         )
         if arguments is None:

@@ -72,6 +72,7 @@ def pleiotropy(
     draws: Annotated[int, typer.Option(help="Draws of the effects of trait on trait, for their uncertainty.")] = 32,
     max_effects: Annotated[int, typer.Option(help="Effects of a block at most.")] = 10,
     coverage: Annotated[float, typer.Option(help="Of credible sets.")] = 0.95,
+    purity: Annotated[float, typer.Option(help="Least |r| between variants of a set that is not marked impure.")] = 0.5,
     candidates: Annotated[int, typer.Option(help="Variants, each with traits, whose pairs are weighed exactly.")] = 96,
     more_candidates: Annotated[
         int, typer.Option(help="The same where one effect on several traits stands against two; 0: no more.")
@@ -133,6 +134,7 @@ def pleiotropy(
             draws=draws,
             max_effects=max_effects,
             coverage=coverage,
+            purity=purity,
             candidates=candidates,
             more_candidates=more_candidates,
             missing_prior=cast("MissingPrior", missing_prior),
@@ -296,6 +298,10 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
     _show_checks(found)
     if total["loci_unresolvable"]:
         say(f"{total['loci_unresolvable']:,} loci are in LD of r2 > 0.8 with another one (UNRESOLVABLE in loci.tsv)")
+    if total["loci_impure"]:
+        said = f"{total['loci_impure']:,} of {total['loci']:,} loci"
+        least = found.record["options"]["purity"]
+        say(f"{said} hold variants that are hardly in LD (|r| < {least:g}, IMPURE in loci.tsv)")
     if total["loci_flagged"]:
         said = f"{total['loci_flagged']:,} of {total['loci']:,} loci"
         say(f"{said} are in LD blocks flagged for LD mismatch of a trait (FLAG in loci.tsv)")
@@ -312,8 +318,9 @@ def _show_checks(found: Pleiotropy) -> None:
     test, network, curve = (found.record[name] for name in ("sharing_test", "network", "calibration"))
     if test is not None:
         say(
-            f"test of sharing beyond chance: p = {test['p']:.3g} ({test['draws']} draws; {test['expected']:.3g} "
-            f"variants of two traits or more, {test['chance']:.3g} by chance)"
+            f"test of sharing beyond chance: p = {test['p']:.3g}; with the prior of independent traits "
+            f"{test['expected']:.3g} variants of two traits or more are found here, {test['null_median']:.3g} in the "
+            f"median of {test['draws']} draws without sharing"
         )
     if network is not None:
         own, labels = network["ablations"]["prior"][network["options"]["objective"]], network["labels"]
@@ -324,9 +331,8 @@ def _show_checks(found: Pleiotropy) -> None:
         )
     if curve is not None:
         error, above = (curve["P_PLEIOTROPY"][name] for name in ("calibration_error", "calibration_error_above"))
+        likely = "" if above is None else f" {above:.2g} where the probability is 0.1 or more,"
         say(
             f"calibration in data simulated under the fitted model: {curve['true']:,} such variants in "
-            f"{curve['blocks']} LD blocks, expected calibration error {error:.2g}"
-            + ("" if above is None else f", {above:.2g} where the probability is 0.1 or more")
-            + " (reliability.png)"
+            f"{curve['blocks']} LD blocks, expected calibration error{likely} {error:.2g} over all (reliability.png)"
         )

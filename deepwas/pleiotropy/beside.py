@@ -29,6 +29,7 @@ Progress = Callable[[str, int, int], None]
 Corrections = list[NDArray[np.float32]] | None
 
 _TEST, _ALL = "sharing_test", "beside"  # what is kept
+_ALIKE = 1e-3  # of two probabilities
 _BLOCKS = 30  # simulated to teach the networks, where calibration has none
 
 
@@ -146,6 +147,14 @@ def beside_of(
             record["network"] = trained.record | {"labels": used.record | {"counts": counts}, "calibration": known}
             if trained.accepted:
                 shared = trained.correction
+            alike = max(
+                float(np.abs(p - f.posterior).max()) for p, f in zip(trained.probability, features, strict=True)
+            )
+            if alike < _ALIKE:
+                notes.append(
+                    "P_NETWORK is P_PLEIOTROPY: on held-out simulated LD blocks the evidence network did not do better "
+                    "than the posterior that it starts from."
+                )
             if trained.accepted and options.calibration_blocks:
                 report = simulated(BlocksToLocate(joint, blocks.direct, blocks.members, blocks.shapes, shared))
     if report is not None and options.calibration_blocks:

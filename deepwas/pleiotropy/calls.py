@@ -15,10 +15,12 @@ from deepwas.pleiotropy.learning import JointBlock
 
 __all__ = [
     "CLASSES",
+    "KEPT",
     "Locus",
     "block_columns",
     "block_figures",
     "classify_probabilities",
+    "ld_kept",
     "loci_of",
     "names_of_values",
     "read_loci",
@@ -27,6 +29,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
+KEPT = "ld_kept"  # of the values of a block's variants: what `ld_kept` gives
 CLASSES = ("none", "pleiotropic", "vertical", "ld_only", "single", "confounder")
 _SHARES = ("pleiotropy", "single", "vertical", "confounder", "apart")
 
@@ -50,6 +53,11 @@ def values_of(found: BlockEffects, model: TraitModel, scored: slice, passing: Fl
     shares = [p[:, size >= 2].sum(axis=1), alone.sum(axis=1), alone @ passing, through, found.apart[scored]]
     values = [*shares, *(p @ masks.astype(np.float64)).T]
     return [np.clip(x, 0, 1) for x in values] + list(found.mean[scored].T)
+
+
+def ld_kept(G: NDArray[Any]) -> Floats:
+    """(m,), share of each variant's variance that lies in the directions kept.  G: (k, m)."""
+    return np.asarray(np.minimum(np.einsum("ij,ij->j", G, G, dtype=np.float64), 1.0))
 
 
 def block_columns(traits: int) -> tuple[str, ...]:

@@ -183,11 +183,23 @@ def read_trait_effects(path: PathLike, names: tuple[str, ...]) -> TraitEffects:
     K = len(names)
     found = {column: np.full((K, K), np.nan) for column in _OF_EDGES}
     place = {name: k for k, name in enumerate(names)}
-    for row in frame.iter_rows(named=True):
+    for number, row in enumerate(frame.iter_rows(named=True), start=1):
         for column in ("CAUSE", "EFFECT"):
             if row[column] not in place:
-                raise InputError(f"{path}: column {column}: {row[column]!r} is no trait here: {', '.join(names)}.")
+                raise InputError(
+                    f"{path}: row {number}, column {column}: {row[column]!r} is no trait here: {', '.join(names)}."
+                )
         here = place[row["CAUSE"]], place[row["EFFECT"]]
+        if here[0] == here[1] and row.get("T"):
+            raise InputError(
+                f"{path}: row {number}: {row['CAUSE']} has an effect on itself. Remove the row, or give T 0."
+            )
+        if row.get("T") and row.get("SE") is None:
+            lacks = "" if "SE" in frame.columns else "; the table has no column SE"
+            raise InputError(
+                f"{path}: row {number}: the effect of {row['CAUSE']} on {row['EFFECT']} has no standard error{lacks}. "
+                "Give one in the column SE, 0 where the effect is known exactly."
+            )
         for column in _OF_EDGES:
             value = row.get(column)
             found[column][here] = np.nan if value is None else value

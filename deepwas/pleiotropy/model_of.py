@@ -35,11 +35,16 @@ _SHARED = 0.5
 _OBSERVED = 0.8
 _FOLLOWS = 0.3  # rho that learning starts from
 _LEAST_OWN = 0.02  # of f: f and T are estimates, and rule out no effect of a variant's own
+_RANGE = 7.0  # nats that an effect variance may lie below the trait's mean, as far as networks of `fit` go by default
 
 
 def prior_direct(f: Floats, T: Floats) -> Floats:
-    """Direct variances d (M, K), `direct_variances` and at least a fiftieth of f."""
-    return np.maximum(direct_variances(f, T), _LEAST_OWN * f)
+    """Direct variances d (M, K), `direct_variances` and at least a fiftieth of f; f of 0 is none, others are raised to
+    e^-7 of the trait's mean: a part of the genome whose fit finds no heritability rules out no effect."""
+    some = f > 0
+    mean = np.where(some, f, 0.0).sum(axis=0) / np.maximum(some.sum(axis=0), 1)
+    likely = np.where(some, np.maximum(f, np.exp(-_RANGE) * mean), 0.0)
+    return np.maximum(direct_variances(likely, T), _LEAST_OWN * likely)
 
 
 class BlocksToLocate(Sequence[JointBlock]):

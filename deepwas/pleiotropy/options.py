@@ -24,7 +24,8 @@ class PleiotropyOptions:
     fdr: of the effects of trait on trait.  threshold: p-value of their instruments.
     learn_blocks: LD blocks, at most, from which sizes of effects and sharing are learned.  rounds: at most.
     draws: of T, that carry its uncertainty.
-    max_effects: of a block.  coverage: of credible sets.  candidates: variants, each with traits, whose pairs are
+    max_effects: of a block.  coverage: of credible sets.  purity: least |r| between two variants of a set that is not
+    marked impure.  candidates: variants, each with traits, whose pairs are
     weighed exactly.  more_candidates: where one effect on several traits stands against two.
     network: train the semi-supervised networks (`deepwas.pleiotropy.network`); blocks are then gone through twice.
     calibration_blocks: LD blocks, at most, on which data are simulated under the fitted model and classified, to see
@@ -44,6 +45,7 @@ class PleiotropyOptions:
     draws: int = 32
     max_effects: int = 10
     coverage: float = 0.95
+    purity: float = 0.5
     candidates: int = 96
     more_candidates: int = 384
     network: bool = False
@@ -62,6 +64,8 @@ class PleiotropyOptions:
                 raise InputError(f"{name} is {getattr(self, name)}; at least {value} is needed.")
         if self.missing_prior not in get_args(MissingPrior):
             raise InputError(f"missing_prior is {self.missing_prior!r}; it is refuse or zero.")
+        if not 0 <= self.purity <= 1:
+            raise InputError(f"purity is {self.purity}; it is a correlation, 0 to 1.")
         for name in ("fdr", "threshold", "coverage"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0 and below 1.")

@@ -37,7 +37,8 @@ _LEAST = 0.01
 
 def plot_map(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
     """Loci along each chromosome, as high as their expected number of traits, coloured by class, hollow where they
-    cannot be told from a neighbour, crossed where a trait's LD is flagged; below, P_PLEIOTROPY of each variant."""
+    cannot be told from a neighbour, crossed where a trait's LD is flagged, ringed where called at an FDR of 5%; below,
+    P_PLEIOTROPY of each variant."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -56,6 +57,12 @@ def plot_map(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
             face = np.where(hollow[here], "white", colour)
             said = f"{_SAID[kind]} ({here.sum():,})"
             top.scatter(x[here], height[here], s=26, c=face.tolist(), edgecolors=colour, lw=1.0, label=said, zorder=3)
+    total = found.record["totals"]
+    called = np.zeros(loci.height, bool)
+    called[np.argsort(loci["LFDR"].to_numpy(), kind="stable")[: total["loci_called_at_fdr_5"]]] = True
+    if called.any():
+        said = f"called at FDR 5% ({called.sum():,})"
+        top.scatter(x[called], height[called], s=80, facecolors="none", edgecolors=_INK, lw=0.9, label=said, zorder=2)
     flagged = loci["FLAG"].is_not_null().to_numpy()
     if flagged.any():
         said = f"LD block flagged ({flagged.sum():,})"
@@ -64,17 +71,16 @@ def plot_map(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
     top.yaxis.set_major_locator(MaxNLocator(integer=True))
     top.set_ylabel("expected number of\ndirect traits of a locus")
     if loci.height:
-        top.legend(frameon=False, fontsize=8, ncols=6, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        top.legend(frameon=False, fontsize=8, ncols=7, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     seen = table.filter(pl.col("P_PLEIOTROPY") >= _LEAST)
     x = seen["BP"].to_numpy() + np.array([starts[c] for c in seen["CHR"]], np.float64)
     bottom.scatter(x, seen["P_PLEIOTROPY"].to_numpy(), s=9, color=_COLOURS["pleiotropic"], linewidths=0)
     bottom.set_ylim(0, 1.04)
     bottom.set_ylabel(f"P(two traits or more)\nof variants (from {_LEAST:g})")
     _chromosomes((top, bottom), spans)
-    total = found.record["totals"]
     figure.suptitle(
-        f"Pleiotropy of {', '.join(names)}: {total['pleiotropic']:.3g} variants of two traits or more expected, "
-        f"{total['called_at_fdr_5']:,} called at FDR 5%; {total['loci']:,} loci",
+        f"Pleiotropy of {', '.join(names)}: {total['pleiotropic']:.3g} variants of two traits or more expected; of "
+        f"{total['loci']:,} loci {total['loci_called_at_fdr_5']:,} are called at FDR 5%",
         x=0.01,
         ha="left",
         fontsize=11,

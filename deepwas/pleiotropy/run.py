@@ -24,7 +24,15 @@ from deepwas.files import write_json, write_text
 from deepwas.fit_inputs import annotated, described
 from deepwas.ld import LDStore, open_ld
 from deepwas.pleiotropy.beside import Beside, beside_of, kept_or
-from deepwas.pleiotropy.calls import block_columns, block_figures, loci_of, names_of_values, values_of
+from deepwas.pleiotropy.calls import (
+    KEPT,
+    block_columns,
+    block_figures,
+    ld_kept,
+    loci_of,
+    names_of_values,
+    values_of,
+)
 from deepwas.pleiotropy.configurations import MOST_TRAITS, TraitModel
 from deepwas.pleiotropy.genome import Structure, read_noise, read_trait_effects, structure_of
 from deepwas.pleiotropy.hops import HIGHEST_CORRELATION, HOPSScores, hops_scores
@@ -50,6 +58,7 @@ PathLike = str | os.PathLike[str]
 
 RECORD, PARTIAL = "pleiotropy.json", "pleiotropy.partial.h5"
 TABLE, LOCI, PAIRS, EFFECTS = "pleiotropy.tsv.gz", "loci.tsv", "trait_pairs.tsv", "trait_effects.tsv"
+_SIGNIFICANT, _LITTLE = 5.45, 0.3  # |z| at p = 5e-8; of a variant's variance
 MAP, SHARING, RELIABILITY = "pleiotropy.png", "sharing.png", "reliability.png"
 
 
@@ -173,7 +182,9 @@ def classify(
         traits.tally.extend(features.tally)
         columns = Standardiser.fit(features).transform(features, tally=traits.tally)
         features = None
-    folder = None if out is None else claim_folder(Path(out), RECORD, "classification", record["identity"], resume)
+    folder = (
+        None if out is None else claim_folder(Path(out), RECORD, "classification", record["identity"], resume, record)
+    )
     with ExitStack() as stack:
         cache = Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-"))) / "whitened.h5"
         joint = stack.enter_context(
@@ -191,7 +202,7 @@ def classify(
             len(joint),
             None if folder is None else folder / PARTIAL,
             record["identity"],
-            names=names_of_values(len(traits.names)),
+            names=(*names_of_values(len(traits.names)), KEPT),
             columns=(*block_columns(len(traits.names)), *fit_columns(len(traits.names))),
         )
         with closing(computed):
@@ -282,7 +293,7 @@ def _compute(
         computed.put(
             i,
             joint.scored_rows(i),
-            values_of(found, model, scored, structure.passing),
+            [*values_of(found, model, scored, structure.passing), ld_kept(block.factor[:, scored])],
             block_figures(block, found, model, scored) + fit_figures(block, found, model, panel),
             loci_of(found, block.factor, block.rows.start, scored),
         )
@@ -308,11 +319,12 @@ def _result(
     notes += extra.notes
     figures = dict(zip(fit_columns(len(traits.names)), computed.blocks.T[-2 * len(traits.names) :], strict=True))
     ld_fit = fit_of_ld(traits, joint, np.diag(structure.matrix), figures, store.n_samples)
-    notes += ld_fit.notes
+    notes += ld_fit.notes + _of_priors(traits)
     hops, rows = _hops(store, traits, joint, options, notes)
     flags = dict(zip(joint.numbers, ld_fit.flags, strict=True))
     table = variant_table(store, traits, joint, computed, loci, hops, rows, extra.score, flags)
-    by_locus = locus_table(store, traits, loci, model, structure.passing, flags)
+    by_locus = locus_table(store, traits, loci, model, structure.passing, flags, options.purity)
+    notes += _unseen(table, traits)
     done = record | {
         "status": "complete",
         "learned": {
@@ -344,6 +356,33 @@ def _result(
     }
     pairs = pair_table(traits, structure, computed, model, extra.record["sharing_test"])
     return Pleiotropy(done, table, by_locus, pairs, effect_table(structure), extra.calibration)
+
+
+def _of_priors(traits: Traits) -> list[str]:
+    """Of priors that lose on held-out blocks."""
+    gains = {
+        name: one.get("prior", {}).get("held_out_gain") for name, one in zip(traits.names, traits.records, strict=True)
+    }
+    return [
+        f"{name}: on held-out blocks its prior loses {-gain:.1f} nats against the constant prior. Fit the trait with "
+        "--network constant, or say why this prior is better."
+        for name, gain in gains.items()
+        if gain is not None and gain < 0
+    ]
+
+
+def _unseen(table: pl.DataFrame, traits: Traits) -> list[str]:
+    """Of strong z-scores that the LD store's directions hold little of."""
+    strong = pl.max_horizontal(*(pl.col(f"Z_{name}").abs() for name in traits.names)) > _SIGNIFICANT
+    lost = table.filter(strong & (pl.col("LD_KEPT") < _LITTLE) & (pl.col("LOCUS") == 0))
+    if not lost.height:
+        return []
+    text = (
+        f"{lost.height:,} variants of p < 5e-8 in no locus, {lost['SNP'][0]} first, have less than {_LITTLE:.0%} of "
+        "their variance in the directions that the LD store keeps (LD_KEPT): their effects can hardly be located. LD "
+        "of more people keeps more."
+    )
+    return [text]
 
 
 def _hops(

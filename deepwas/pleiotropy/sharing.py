@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import comb
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,7 +36,7 @@ __all__ = ["Expected", "Sample", "Shares"]
 
 Floats = NDArray[np.float64]
 
-_START_SHARE = 0.03
+_START_SHARE, _JOINS = 0.03, 0.3
 _SAMPLE = 500_000  # variants times configurations by which psi and a are solved for
 _SCALINGS = 60
 _SCALED = 0.02
@@ -154,10 +155,11 @@ class Sample:
         return model, now
 
     def shared(self, model: TraitModel) -> TraitModel:
-        """The model with `_START_SHARE` of the effects in variants of two traits or more, as many of each size."""
+        """The model with `_START_SHARE` of the effects in variants of two traits or more, of which every further trait
+        joins with odds of `_JOINS`: where data say little of a trait, it is not drawn into what others share."""
         sizes = np.arange(model.traits + 1)
-        shares = np.where(sizes >= 2, _START_SHARE / np.maximum(sizes, 1) / max(model.traits - 1, 1), 0.0)
-        return self.solve(model, Shares(shares))[0]
+        variants = np.array([comb(model.traits, int(n)) * _JOINS ** (n - 2) if n >= 2 else 0.0 for n in sizes])
+        return self.solve(model, Shares(_START_SHARE * variants / (sizes @ variants)))[0]
 
 
 def _step(wanted: Floats, pairs: Floats, crowded: Floats, b: Floats) -> Floats:

@@ -51,6 +51,7 @@ class SharingTest:
     statistic: log((expected + 1/2) / (chance + 1/2)).  null: (draws,), of the bootstrap's.  p: one-sided.
     pair_expected, pair_chance, pair_statistic, pair_p: (K, K) symmetric, the same of every two traits, NaN on the
     diagonal.  pair_null: (draws, K, K).  blocks: used.  slab: (K,), learned under psi = 0.
+    null_expected: (draws,), `expected` of each draw.
     """
 
     expected: float
@@ -65,6 +66,7 @@ class SharingTest:
     pair_null: Floats
     blocks: int
     slab: Floats
+    null_expected: Floats
 
     @property
     def draws(self) -> int:
@@ -79,6 +81,7 @@ class SharingTest:
             "blocks": self.blocks,
             "expected": self.expected,
             "chance": self.chance,
+            "null_median": float(np.median(self.null_expected)),
             "log_ratio": self.statistic,
             "p": self.p,
             "pairs": [
@@ -148,9 +151,10 @@ def sharing_test(
 
     found, chance = numbers(blocks)
     observed = np.log((found + _COUNT) / (chance + _COUNT))
-    simulated = np.empty((draws, K + 1, K))
+    simulated, drawn = np.empty((draws, K + 1, K)), np.empty(draws)
     for i in range(draws):
         of_draw = numbers(_Drawn(blocks, null, [seed, i], panel))
+        drawn[i] = of_draw[0][K, 0]
         simulated[i] = np.log((of_draw[0] + _COUNT) / (of_draw[1] + _COUNT))
     p = (1 + np.sum(simulated >= observed[None], axis=0)) / (1 + draws)
     off = ~np.eye(K, dtype=bool)
@@ -171,6 +175,7 @@ def sharing_test(
         pairs(simulated),
         len(blocks),
         null.slab,
+        drawn,
     )
 
 

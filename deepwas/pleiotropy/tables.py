@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from deepwas.ld import LDStore
-from deepwas.pleiotropy.calls import CLASSES, Locus, block_columns, classify_probabilities, read_loci
+from deepwas.pleiotropy.calls import CLASSES, KEPT, Locus, block_columns, classify_probabilities, read_loci
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.genome import Structure
 from deepwas.pleiotropy.hops import HOPSScores
@@ -77,6 +77,7 @@ def variant_table(
         pl.Series("P_NETWORK", network[rows]),
         *(pl.Series(name, x) for name, x in scores.items()),
         pl.Series("OBSERVED", traits.observed[rows]),
+        pl.Series("LD_KEPT", value[KEPT]),
         pl.Series("BLOCK", np.repeat(joint.numbers, [_length(joint.scored_rows(i)) for i in range(len(joint))])),
     )
     table = table.with_columns(pl.col("BLOCK").replace_strict(flags, return_dtype=pl.String).alias("FLAG"))
@@ -98,10 +99,11 @@ def locus_table(
     model: TraitModel,
     passing: Floats,
     flags: dict[int, str | None],
+    purity: float,
 ) -> pl.DataFrame:
     """One row a credible set, as data_specs/pleiotropy_loci.schema.json has them, and P_ of each trait.
 
-    flags: of LD mismatch, by block.
+    flags: of LD mismatch, by block.  purity: below which a set is impure.
     """
     names, masks = store.variants.select("CHR", "SNP", "BP"), model.masks
     size, position = masks.sum(axis=1), names["BP"].to_numpy()
@@ -134,6 +136,7 @@ def locus_table(
             "COVERAGE": numbers([min(one.probability.sum(), 1.0) for one in loci]),
             "EFFECT": numbers([min(one.effect, 1.0) for one in loci]),
             "PURITY": numbers([min(one.purity, 1.0) for one in loci]),
+            "IMPURE": pl.Series([one.purity < purity for one in loci], dtype=pl.Boolean),
             "TRAITS": pl.Series(acts, dtype=pl.String),
             "P_TRAITS": numbers(of_class.max(axis=1) if len(loci) else []),
             "P_SHARED": numbers(np.clip(shared, 0, 1)),
@@ -252,6 +255,7 @@ def totals_of(table: pl.DataFrame, loci: pl.DataFrame, computed: Computed) -> di
         "loci_called_at_fdr_5": _called(loci["LFDR"], 0.05),
         "loci_by_class": {name: int((loci["CLASS"] == name).sum()) for name in CLASSES[1:]},
         "loci_unresolvable": int(loci["UNRESOLVABLE"].sum()),
+        "loci_impure": int(loci["IMPURE"].sum()),
         "loci_flagged": int(loci["FLAG"].is_not_null().sum()),
         "effects": float(computed.blocks[:, 0].sum()),
         "effects_sd": float(np.sqrt(computed.blocks[:, 1].sum())),

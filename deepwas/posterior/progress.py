@@ -19,6 +19,7 @@ PARTIAL, FINEMAP_PARTIAL = "posterior.partial.h5", "finemap.partial.h5"
 COLUMNS = ("prior", "mean", "sd", "standard_error", "score", "expected_score", "exact", "residual")
 _VARIANTS = ("mean", "variance", "error")
 _SECONDS = 20.0
+_OWN = ("identity", "status", "options")  # entries of a record that are no input
 
 
 def require_folder(folder: Path, resume: bool) -> bool:
@@ -34,10 +35,13 @@ def require_folder(folder: Path, resume: bool) -> bool:
     return False
 
 
-def claim_folder(folder: Path, record: str, what: str, identity: str, resume: bool) -> Path:
+def claim_folder(
+    folder: Path, record: str, what: str, identity: str, resume: bool, given: dict[str, Any] | None = None
+) -> Path:
     """The folder to write, as `require_folder`; one that is resumed must hold an unfinished record of that identity.
 
-    record: name of the record's file.  what: whose record it is, for messages.
+    record: name of the record's file.  what: whose record it is, for messages.  given: the record of what is asked for
+    now, for messages.
     """
     if require_folder(folder, resume):
         return folder
@@ -45,8 +49,17 @@ def claim_folder(folder: Path, record: str, what: str, identity: str, resume: bo
     if known.get("status") == "complete":
         raise InputError(f"{folder}: complete already, there is nothing to resume. Give another folder.")
     if known.get("identity") != identity:
-        raise InputError(f"{folder}: cannot resume: of other inputs, options or version. Give another folder.")
+        told = "" if given is None else _differences(known, given)
+        raise InputError(f"{folder}: cannot resume: of other inputs, options or version{told}. Give another folder.")
     return folder
+
+
+def _differences(known: dict[str, Any], given: dict[str, Any]) -> str:
+    """What of two records differs, said: their options first, then other entries; z-scores and priors have no entry."""
+    one, other = (x.get("options", {}) for x in (known, given))
+    out = [f"{name} was {one.get(name)}, is {value}" for name, value in other.items() if one.get(name) != value]
+    out += [name for name, value in given.items() if name not in _OWN and known.get(name) != value]
+    return f" ({'; '.join(out)})" if out else " (the numbers in the inputs)"
 
 
 class Computed:

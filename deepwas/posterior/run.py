@@ -146,7 +146,7 @@ def estimate_posterior(
     store = ld if isinstance(ld, LDStore) else open_ld(ld)
     source = source_of(prior, store, sumstats, options)
     record = _first_record(store, source, options, finemap)
-    folder = None if out is None else claim_folder(Path(out), RECORD, "posterior", record["identity"], resume)
+    folder = None if out is None else claim_folder(Path(out), RECORD, "posterior", record["identity"], resume, record)
     with ExitStack() as stack:
         cache = Path(stack.enter_context(TemporaryDirectory(prefix="deepwas-"))) / "whitened.h5"
         blocks = stack.enter_context(

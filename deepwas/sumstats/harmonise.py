@@ -84,6 +84,8 @@ def harmonise(
     frame = _one_row_each(frame, tally)
     if not frame.height:
         raise InputError(f"{sumstats.path}: no variant is left.\n" + "\n".join(tally.lines()))
+    if frame.height > 1 and frame["Z"].n_unique() == 1:
+        raise InputError(f"{sumstats.path}: column Z: every z-score that is left is {frame['Z'][0]:g}. Is it a GWAS?")
     frame = frame.sort("VARIANT").select(pl.col(c).cast(kind) for c, kind in SCHEMA.items())
     absent = panel.join(frame, on="VARIANT", how="anti").sort("VARIANT")
     if absent.height:

@@ -25,6 +25,7 @@ __all__ = ["CalibrationReport", "calibration_report", "plot_reliability"]
 Floats = NDArray[np.float64]
 
 _BINS = 10
+_FEW = 5  # variants: curves pass by bins of fewer
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ def calibration_report(
 
 
 def plot_reliability(report: CalibrationReport, path: Any) -> None:
-    """Reliability curves with two standard errors, and below how many variants each bin holds."""
+    """Shares against probabilities in bins, with two standard errors; below, how many variants each bin holds."""
     from matplotlib.figure import Figure
 
     from deepwas.files import atomic_path
@@ -133,18 +134,22 @@ def plot_reliability(report: CalibrationReport, path: Any) -> None:
     for place, (name, p) in enumerate(report.probability.items()):
         curve = reliability(p, report.truth, bins=_BINS)
         colour = ("#c8442b", "#2b6cb0")[place % 2]
+        many = curve.number >= _FEW
         error = 2 * np.sqrt(curve.stated * (1 - curve.stated) / curve.number)
+        likely = figures(p, report.truth.astype(np.float64))["calibration_error_above"]
+        said = "" if likely is None else f", calibration error {likely:.2g} from 0.1"
         top.errorbar(
             curve.stated,
             curve.observed,
             yerr=error,
             color=colour,
-            marker="o",
+            ls="none",
+            marker="os"[place % 2],
             ms=4,
-            lw=1.2,
             capsize=2,
-            label=f"{name}, calibration error {curve.error:.2g}",
+            label=name + said,
         )
+        top.plot(curve.stated[many], curve.observed[many], color=colour, lw=1.2, ls=("-", "--")[place % 2])
         bottom.bar(
             (np.minimum(curve.stated * _BINS, _BINS - 1).astype(int) + 0.5) / _BINS + (place - 0.5) * width,
             curve.number,
@@ -153,7 +158,7 @@ def plot_reliability(report: CalibrationReport, path: Any) -> None:
         )
     top.set_ylabel("share that acts on two traits or more")
     top.set_ylim(-0.03, 1.03)
-    top.legend(frameon=False, fontsize=8, loc="upper left")
+    top.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.06), borderaxespad=0)
     said = f"{report.number:,} simulated LD blocks, {int(report.truth.sum()):,} such variants"
     top.set_title(said, loc="left", fontsize=9)
     bottom.set_yscale("log")
