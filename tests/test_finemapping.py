@@ -393,3 +393,20 @@ def test_two_effects_are_seen_behind_one_on_both_traits(r, first, second, seed):
     assert few.close[0] < 0.02
     assert few.close[1] == pytest.approx(few.expected - 1, abs=0.1)
     np.testing.assert_allclose(few.fitted, G @ few.mean, atol=1e-6)
+
+
+def test_effects_keep_their_probability_however_alike_variants_are():
+    """Copies of a variant, to rounding: one effect on both traits or one on each, at two of them; pairs count once."""
+    rng = np.random.default_rng(3)
+    k, m = 30, 40
+    base = rng.normal(size=(k, 1)) / np.sqrt(k)
+    G = (base + 3e-4 * rng.normal(size=(k, m)) / np.sqrt(k)).astype(np.float32)
+    y = (12.0 * base * np.array([[1.0, -0.8]]) + rng.normal(size=(k, 2))).astype(np.float32)
+    odds = np.full((m, 3), -4.0, np.float32)
+    start = np.zeros((m, 2), np.float32)
+    classes = as_arrays(effect_classes(COVARIANCES, NOISE), np.float32)
+    found = at_most_two(G, y, classes, odds, start, start, candidates=m * 3)
+    assert found.numbers[2] > 0.02
+    assert found.first.sum() == pytest.approx(found.numbers[1] + found.numbers[2], abs=1e-3)
+    assert found.second.sum() == pytest.approx(found.numbers[2], abs=1e-3)
+    np.testing.assert_allclose(found.first + found.second, found.probability, atol=1e-4)

@@ -116,6 +116,9 @@ def test_a_classification_with_networks_says_what_they_did(world, labelled):
     score = labelled.variants["P_NETWORK"]
     assert score.null_count() == 0
     assert score.is_between(0, 1).all()
+    alike = (score - labelled.variants["P_PLEIOTROPY"]).abs().max() < 1e-3
+    if not network["accepted"]:  # else the posterior has moved from where the score starts
+        assert alike == any("P_NETWORK is P_PLEIOTROPY" in note for note in record["notes"])
     both = labelled.variants[world.shared]["P_PLEIOTROPY"]
     assert both.mean() > 0.8
 
@@ -124,6 +127,7 @@ def test_sharing_is_tested_and_probabilities_are_calibrated(world, labelled):
     record = labelled.record
     assert record["sharing_test"]["p"] == 0.2  # the least that four draws allow
     assert record["sharing_test"]["expected"] > record["sharing_test"]["chance"]
+    assert 0 <= record["sharing_test"]["null_median"] < record["sharing_test"]["expected"]
     pairs = labelled.pairs.filter(pl.col("TRAIT_1") != pl.col("TRAIT_2"))
     assert pairs["SHARING_P"].to_list() == [0.2]
     curve = record["calibration"]

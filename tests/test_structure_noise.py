@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from deepwas.errors import DataWarning, DeepwasError, InputError
+from deepwas.pleiotropy.genome import likely_noise
 from deepwas.pleiotropy.structure import noise_correlation, noise_correlation_from_blocks
 
 C = np.array([[1.0, 0.4, 0.0], [0.4, 1.1, -0.2], [0.0, -0.2, 0.95]])
@@ -169,3 +172,46 @@ def test_bad_input_is_refused():
 def scores_like(x):
     """(60, 1), rising within each block: z that grow faster than their LD scores have a negative intercept."""
     return (np.arange(len(x)) % 10)[:, None] / 3.0
+
+
+def sparse_blocks(seed, blocks=8, k=40, K=3):
+    """Whitened blocks in which one variant each carries all of the signal, on all traits."""
+    rng = np.random.default_rng(seed)
+    spectra = [np.sort(rng.exponential(size=k))[::-1] * 4 for _ in range(blocks)]
+    whitened = []
+    for b, lam in enumerate(spectra):
+        effect = np.array([18.0, -16.0, 15.0])[:K] * (1 if b % 2 else -1)
+        g = np.sqrt(lam) * rng.normal(size=k) / np.sqrt(k)
+        whitened.append(np.outer(g, effect) + rng.normal(size=(k, K)))
+    return whitened, spectra
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.filterwarnings("ignore::deepwas.errors.DataWarning", "ignore::deepwas.errors.ConvergenceWarning")
+def test_few_blocks_with_all_signal_in_few_variants_have_noise_all_the_same(seed):
+    """The likelihood may ask for noise that is no covariance; what is used is one, and is drawn to what noise is."""
+    whitened, spectra = sparse_blocks(seed)
+    found = noise_correlation_from_blocks(whitened, spectra, [1e4] * 3, n_variants=320)
+    assert np.linalg.eigvalsh(found.matrix)[0] > 0
+    used = likely_noise(found)
+    assert np.linalg.eigvalsh(used.matrix)[0] > 0
+    assert (np.abs(np.diag(used.matrix) - 1) <= np.abs(np.diag(found.intercepts.value) - 1) + 1e-9).all()
+    assert np.diag(used.matrix).min() > 0.6
+
+
+def test_noise_is_drawn_to_one_by_its_own_error():
+    data = simulate(5)
+    found = from_blocks(data)
+    error, value = found.standard_error, found.intercepts.value
+    used = likely_noise(found)
+    own = np.eye(3, dtype=bool)
+    spread = np.where(own, np.where(value < 1, 0.05, 0.5), 0.3)
+    expected = own + (value - own) * spread**2 / (spread**2 + error**2)
+    np.testing.assert_allclose(used.matrix, expected, rtol=1e-9)
+    # Little is left to draw at this size, and nothing is said.
+    assert np.abs(used.matrix - value).max() < error.max()
+    assert used.notes == found.notes
+    rough = replace(found, intercepts=type(found.intercepts)(value - 0.5 * own, found.intercepts.left_out * 40))
+    drawn = likely_noise(rough)
+    np.testing.assert_allclose(np.diag(drawn.matrix), 1, atol=0.1)
+    assert sum("known badly" in note for note in drawn.notes) == 3

@@ -207,6 +207,13 @@ def test_the_key_that_matches_more_is_taken_and_can_be_forced():
         align(rows, [{}, {}, {}], match="rsid")
 
 
+def test_a_gwas_of_one_z_score_is_none():
+    rows = [{"Z": 0.5}] * 120
+    with pytest.raises(InputError, match=r"t\.tsv: column Z: every z-score that is left is 0\.5"):
+        align(rows, [{}] * 120)
+    assert align([*rows[1:], {"Z": 0.6}], [{}] * 120).frame.height == 120
+
+
 def test_nothing_matched_shows_both_sides():
     with pytest.raises(InputError) as error:
         align([{"CHR": "2", "SNP": "x1"}, {"CHR": "2", "SNP": "x2"}], [{}])

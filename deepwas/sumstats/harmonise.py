@@ -27,6 +27,7 @@ _KEYS = {"position": ("CHR", "BP"), "rsid": ("SNP",)}
 _MOVED_SHARE = 0.10
 _ALLELES_SHARE = 0.10
 _LEAST_SHARE = 0.01
+_MANY = 100  # variants, whose z-scores cannot be all the same
 _PANEL_COLUMNS = ("CHR", "SNP", "BP", "A1", "A2", "FREQ")
 
 
@@ -84,7 +85,7 @@ def harmonise(
     frame = _one_row_each(frame, tally)
     if not frame.height:
         raise InputError(f"{sumstats.path}: no variant is left.\n" + "\n".join(tally.lines()))
-    if frame.height > 1 and frame["Z"].n_unique() == 1:
+    if frame.height >= _MANY and frame["Z"].n_unique() == 1:
         raise InputError(f"{sumstats.path}: column Z: every z-score that is left is {frame['Z'][0]:g}. Is it a GWAS?")
     frame = frame.sort("VARIANT").select(pl.col(c).cast(kind) for c, kind in SCHEMA.items())
     absent = panel.join(frame, on="VARIANT", how="anti").sort("VARIANT")
