@@ -69,7 +69,7 @@ class Problem:
     path: float = 0.4
     path_error: float = 0.03
     near: float = 2.0
-    runs: int = 500
+    runs: int = 700
     some_runs: int = 200
     power_runs: int = 60
     psi: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)

@@ -225,7 +225,7 @@ def _show(found: Posterior, out: Path) -> None:
     best = found.table.filter(found.table["POST_Z"].abs() == found.table["POST_Z"].abs().max()).row(0, named=True)
     say(
         f"surest effect: {best['SNP']}, {best['POST_MEAN']:.3g} ± {best['POST_SD']:.2g} standard deviations of the "
-        "trait for one of genotype"
+        "trait for one of genotype, drawn to 0 by the prior"
     )
     gain = found.record["prior"].get("held_out_gain")
     if gain is not None and gain < 0:

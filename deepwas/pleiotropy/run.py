@@ -378,8 +378,8 @@ def _unseen(table: pl.DataFrame, traits: Traits) -> list[str]:
     if not lost.height:
         return []
     text = (
-        f"{lost.height:,} variants of p < 5e-8 in no locus, {lost['SNP'][0]} first, have less than {_LITTLE:.0%} of "
-        "their variance in the directions that the LD store keeps (LD_KEPT): their effects can hardly be located. LD "
+        f"{lost.height:,} variant(s) of p < 5e-8 in no locus, {lost['SNP'][0]} first: of their variance the directions "
+        f"that the LD store keeps hold less than {_LITTLE:.0%} (LD_KEPT), so effects can hardly be located there. LD "
         "of more people keeps more."
     )
     return [text]

@@ -82,10 +82,11 @@ def _genome(part: Any, found: FineMap) -> None:
         axis.tick_params(axis="x", length=0)
         axis.set_xlabel("chromosome")
     count, total = found.record["variants"], found.record
-    axis.set_title(
+    part.suptitle(
         f"{total['sets']:,} credible sets, {count['0.5']:,} variants of PIP > 0.5, {count['0.95']:,} > 0.95; "
         f"effects: {total['effects']:.3g} ± {total['effects_sd']:.2g}",
-        loc="left",
+        x=0.01,
+        ha="left",
         fontsize=10,
     )
 
