@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.simulate import Region, effect_variance, simulate_annotations, simulate_regions, simulate_trait
+from benchmarks.stores import simulated_gwas
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,7 +113,6 @@ def make_genome(problem: Problem, folder: Path, progress: Progress) -> dict[str,
     import polars as pl
 
     from deepwas.ld import LDBlock, write_ld
-    from deepwas.sumstats import HarmonisedSumstats
 
     distinct = simulate_regions(
         problem.distinct,
@@ -141,19 +141,7 @@ def make_genome(problem: Problem, folder: Path, progress: Progress) -> dict[str,
     keys = table.select("SNP", "CHR", "BP", "A1", "A2")
     values = {f"annotation_{j + 1}": annotations[:, j].astype(np.float32) for j in range(annotations.shape[1])}
     keys.with_columns(**{name: pl.Series(x) for name, x in values.items()}).write_parquet(folder / FILES["annotations"])
-    frame = store.variants.with_row_index("VARIANT").select(
-        "VARIANT", "CHR", "SNP", "BP", "A1", "A2", Z=pl.Series(z), N=pl.lit(problem.sample_size), FRQ=pl.col("FREQ")
-    )
-    HarmonisedSumstats(
-        frame=frame,
-        n_store=store.n_variants,
-        source="simulated",
-        source_sha256="0" * 64,
-        source_format="simulated",
-        match="position",
-        genome_build=store.genome_build,
-        store_checksum=store.checksum,
-    ).write_parquet(folder / FILES["sumstats"])
+    simulated_gwas(store, z, problem.sample_size).write_parquet(folder / FILES["sumstats"])
     store.close()
     return {"store_gb": 1e-9 * (folder / FILES["ld"]).stat().st_size, "mean_chi2": float(np.mean(z**2))}
 

@@ -21,8 +21,8 @@ these log odds one variant with effects on two traits would stand in for two var
 What located effects leave of the z-scores says how much background there is of effects that cannot be located
 (`deepwas.finemapping.background`).
 
-Learning starts from some sharing: expectation-maximisation leaves a size of which there
-is nearly nothing to start with only slowly, and one that the z-scores speak against at once.
+Learning starts from some sharing: expectation-maximisation leaves a size of which there is nearly nothing to start with
+only slowly, and one that the z-scores speak against at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Floats = NDArray[np.float64]
 _PRIOR_COUNT = 0.5
 _PAIR_COUNT = 0.1  # pairs of effects in LD, by chance
 _SIZE_COUNT = 0.05  # variants of each number of traits
-_VISIBLE = 10.0
+_VISIBLE = 10.0  # times the noise
 _LEAP = 1.5  # of a slab's logarithm, a round
 _RAISES = 2  # of a block's noise
 _WORKERS = 4  # threads, at most
