@@ -122,7 +122,7 @@ def _found(simulated, sets, shared, p):
     klass = np.where(p > 0.5, "pleiotropic", "none")
     flagged = np.arange(len(sets)) == 1
     return pleiotropy.Analysis(
-        {"pleiotropy": p, "pip_0": p, "pip_1": 1 - p},
+        {"pleiotropy": p} | {f"pip_{k}": p if k < 2 else 1e-4 * p for k in range(len(simulated.N))},
         klass,
         loci,
         np.array(shared),
@@ -163,6 +163,10 @@ def test_sets_are_judged_by_what_they_hold(genome):
     assert own["locus_power_matched"] == pytest.approx(1 / simulated.direct.sum())
     assert own["precision"][-1] == (1.0 if simulated.direct.sum() == 1 else 0.0)
     assert own["confusion"][code["direct"]][code["direct"]] == 1
+    acts = simulated.D[direct]
+    assert own["traits"] == {"true": int(acts.sum()), "named": int(acts[:2].sum()), "false": int((~acts[:2]).sum())}
+    sums = np.array(own["locus_bins"])
+    np.testing.assert_allclose(sums.sum(axis=1), [0.99 + 0.98 + 0.3, 1, 3])
 
 
 def test_loci_of_other_methods_are_clumps_of_what_they_call(genome):

@@ -166,6 +166,7 @@ def write_classification(folder, keys, record, more=()):
             for x in ("P_NETWORK", "HOPS_PM", "HOPS_PM_P", "HOPS_PN", "HOPS_PN_P")
         ),
         pl.lit(True).alias("OBSERVED"),
+        pl.lit(1.0).alias("LD_KEPT"),
         pl.Series("BLOCK", np.repeat([0, 1], SIZE)),
         pl.lit("bmi=panel").alias("FLAG"),
     ).select(names_of("pleiotropy"))
@@ -185,6 +186,7 @@ def write_classification(folder, keys, record, more=()):
         "CLASS": "pleiotropic",
         "R2_NEAREST": 0.9,
         "UNRESOLVABLE": True,
+        "IMPURE": False,
         "FLAG": "bmi=outliers+panel",
     }
     loci = pl.DataFrame([locus]).select(names_of("pleiotropy_loci"))

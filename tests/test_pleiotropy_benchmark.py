@@ -378,3 +378,19 @@ def test_rates_over_replicates():
     assert metrics.false_calls_per_100k([1, 0, 1], [50_000] * 3) == pytest.approx(4 / 3)
     summary = metrics.mean_and_error([1.0, 3.0, math.nan])
     assert summary == {"mean": 2.0, "standard_error": pytest.approx(1.0), "replicates": 2}
+
+
+def test_some_traits_share_and_some_are_silent(genome):
+    """Direct variants act on the first traits alone, nothing on the last; what cannot be is refused."""
+    found = simulate(
+        "c", genome=genome, seed=3, traits=5, polygenicity=0.05, sharers=2, silent=1, factor_traits=3, signal=60.0
+    )
+    assert found.direct.sum() > 3
+    assert found.D[found.direct][:, :2].all()
+    assert not found.D[found.direct][:, 2:].any()
+    assert not found.total[:, 4].any()
+    assert (found.D[:, 2:4].sum(axis=0) > 0).all()
+    np.testing.assert_allclose(found.priors["flat"][:, 4], found.priors["flat"][:, 3])
+    for wrong in ({"silent": 4}, {"sharers": 1}, {"sharers": 5, "silent": 1}, {"factor_traits": 5, "silent": 1}):
+        with pytest.raises(InputError, match=r"silent is|lie in 2 to"):
+            simulate("c", genome=genome, traits=5, **({"factor_traits": 3} | wrong))

@@ -20,7 +20,7 @@ def small(monkeypatch) -> sharing.Problem:
     regions = [Region(np.linspace(0, 1e6, len(R)), np.full(len(R), 0.2), R)]
     monkeypatch.setattr(sharing, "simulate_regions", lambda *_, **__: regions)
     problem = dataclasses.replace(
-        sharing.QUICK, m=M, blocks=4, share=0.08, runs=4, some_runs=1, power_runs=3, psi=(6.0,), rounds=1
+        sharing.QUICK, m=M, blocks=4, share=0.08, runs=4, some_runs=1, power_runs=8, psi=(6.0,), rounds=1
     )
     monkeypatch.setattr(sharing, "QUICK", problem)
     return problem
@@ -36,7 +36,8 @@ def test_a_small_problem_from_end_to_end(small, tmp_path):
         np.testing.assert_allclose(p, np.round(p))
         assert row["rejected"]["hits"] == sum(x < 0.051 for x in row["p"])
         assert row["rejected"]["low"] <= row["rejected"]["share"] <= row["rejected"]["high"]
-    assert found["power"][0]["rejected"]["hits"] >= 2  # of 3
+    # Of eight, where about five are to be expected; which ones hangs on the signs of eigenvectors, so on the machine.
+    assert found["power"][0]["rejected"]["hits"] >= 2
     console = Console(record=True, width=160)
     for table in sharing.tables(found):
         console.print(table)
