@@ -379,7 +379,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         mean, error = (np.array([x[key][part] for x in own.values()], float) for part in ("mean", "standard_error"))
         colour = _COLOURS[0] if label == "loci" else "0.4"
         gain.errorbar(across, mean, yerr=np.nan_to_num(error), fmt="o", ms=5, color=colour, label=label)
-    gain.set_xticks(np.arange(len(own)), list(own), rotation=20, fontsize=8)
+    gain.set_xticks(np.arange(len(own)), list(own), rotation=25, fontsize=8, ha="right", rotation_mode="anchor")
     gain.set_xlim(-0.5, len(own) - 0.5)
     gain.set(ylabel="average precision")
     gain.set_title("Priors, effects where annotations say", fontsize=10)
