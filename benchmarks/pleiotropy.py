@@ -32,7 +32,7 @@ from benchmarks.pleiotropy_priors import FITTED, fitted_prior
 from benchmarks.pleiotropy_report import draw, summary, tables
 from benchmarks.pleiotropy_simulate import simulate
 
-__all__ = ["PRESETS", "Analysis", "Cell", "Preset", "analyse", "draw", "measure", "read_kept", "replicate", "tables"]
+__all__ = ["PRESETS", "Analysis", "Cell", "Preset", "analyse", "draw", "measure", "replicate", "tables"]
 
 Progress = Callable[[str, int, int], None]
 

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from deepwas.pleiotropy.joint import JointBlocks, Traits
     from deepwas.pleiotropy.model_of import BlocksToLocate
 
-__all__ = ["Analysis", "Prepared", "Reference", "analyse", "prepare", "prior_of", "reference"]
+__all__ = ["EXACT", "Analysis", "Prepared", "Reference", "analyse", "prepare", "prior_of", "reference"]
 
 Array = NDArray[np.float64]
 Say = Callable[[str, int, int], None]
 
 UNRESOLVABLE = 0.8  # as the product's table of loci has it
-_EXACT = 500_000  # people that LD without error is said to be of: the largest GWAS here
+EXACT = 500_000  # people that LD without error is said to be of: the largest GWAS here
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ def _joint(simulated: Simulated) -> JointBlocks:
     from deepwas.pleiotropy.joint import JointBlocks
 
     panel = simulated.recipe.panel
-    people = simulated.genome.panel_people if panel else _EXACT
+    people = simulated.genome.panel_people if panel else EXACT
     own = reference(simulated.genome, people, panel)
     z = [simulated.z[own.block_slice(b)] for b in range(own.n_blocks)]
     whitened = [np.asarray(W @ part, np.float32) for W, part in zip(own.whiteners, z, strict=True)]

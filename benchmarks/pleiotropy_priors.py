@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.pleiotropy_analysis import EXACT
 from benchmarks.pleiotropy_genome import Genome
 from benchmarks.pleiotropy_simulate import Simulated
 
@@ -22,7 +23,6 @@ __all__ = ["FITTED", "fitted_prior"]
 Array = NDArray[np.float64]
 
 FITTED = ("constant", "learned", "learned from decoys")
-_EXACT = 500_000  # people that LD without error is said to be of
 _STEPS = 150
 _FOLDS = 3
 _kept: list[TemporaryDirectory[str]] = []  # removed when the process ends
@@ -69,8 +69,8 @@ def _store(genome: Genome) -> LDStore:
     from deepwas.ld import LDBlock, eigenvalue_floor
 
     _kept.append(TemporaryDirectory(prefix="deepwas-"))
-    floor = [eigenvalue_floor(r.m, _EXACT) for r in genome.regions]
+    floor = [eigenvalue_floor(r.m, EXACT) for r in genome.regions]
     blocks = [
         LDBlock.from_correlation(r.correlation, eigenvalue_floor=x) for r, x in zip(genome.regions, floor, strict=True)
     ]
-    return store_of_regions(genome.regions, blocks, Path(_kept[-1].name) / "ld.h5", _EXACT)
+    return store_of_regions(genome.regions, blocks, Path(_kept[-1].name) / "ld.h5", EXACT)

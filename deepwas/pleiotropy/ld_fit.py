@@ -19,7 +19,7 @@ from deepwas.finemapping.block import BlockEffects
 from deepwas.finemapping.trait import small_half
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.joint import JointBlocks, Traits
-from deepwas.pleiotropy.learning import JointBlock, panel_error, raised
+from deepwas.pleiotropy.learning import JointBlock, panel_error, panel_noise
 from deepwas.posterior.ld_fit import flags_of, mismatch_record
 
 __all__ = ["LDFit", "fit_columns", "fit_figures", "fit_of_ld"]
@@ -50,16 +50,17 @@ def fit_figures(block: JointBlock, found: BlockEffects, model: TraitModel, panel
     with the least LD; and what the error of LD from `panel` people adds to the noise, in the units of z^2."""
     small = small_half(len(block.whitened))
     rest = np.asarray(block.whitened, np.float64)[small] - found.fitted[small]
-    level = np.diag(raised(model, found, panel))[None, :]
+    error = panel_error(model, found, panel)
+    level = np.diag(panel_noise(model.noise, error))[None, :]
     if model.background.any():
         level = level * model.spread_of_background(model.signal(block.factor[small], block.direct))[:, None] ** 2
     misfit = (rest**2 / level).mean(axis=0) if len(rest) else np.ones(model.traits)
-    return [*misfit.tolist(), *np.diag(panel_error(model, found, panel)).tolist()]
+    return [*misfit.tolist(), *np.diag(error).tolist()]
 
 
 def fit_of_ld(traits: Traits, joint: JointBlocks, noise: Floats, figures: dict[str, Floats], panel: int) -> LDFit:
     """Flags of all blocks.  noise: (K,), of each trait.  figures: (blocks,) by name of `fit_columns`."""
-    directions = np.array([_length(small_half(k)) for k, _ in joint.sizes], np.float64)
+    directions = np.array([k - small_half(k).start for k, _ in joint.sizes], np.float64)
     numbers = pl.DataFrame({"BLOCK": pl.Series(joint.numbers, dtype=pl.Int64)})
     texts: list[list[str]] = [[] for _ in joint.numbers]
     record, notes = {}, []
@@ -84,7 +85,3 @@ def fit_of_ld(traits: Traits, joint: JointBlocks, noise: Floats, figures: dict[s
             "alone; `deepwas fit` tests more."
         )
     return LDFit([";".join(x) or None for x in texts], record, notes)
-
-
-def _length(rows: slice) -> int:
-    return int(rows.stop - rows.start)
