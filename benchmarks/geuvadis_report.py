@@ -103,7 +103,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
             for place, row in enumerate(rows):
                 _point(top, place + 0.16 * (shift - 0.5), row[key], name, first=place == 0)
         top.set_xticks(range(len(BINS)), [f"{a:g} to {b:g}" for a, b in BINS], fontsize=8)
-        top.set_xlabel("posterior probability that a variant acts on both genes")
+        top.set_xlabel("posterior probability of both genes")
         top.set_title(f"{said}, by posterior", loc="left", fontsize=10)
         for place, level in enumerate(figures["equal"]):
             for shift, (name, row) in enumerate(level["methods"].items()):

@@ -4,8 +4,8 @@ Every scenario of `benchmarks.pleiotropy_simulate` is simulated again and again 
 noise correlation and effects of trait on trait that it estimates itself, and others (`benchmarks.pleiotropy_baselines`)
 call variants and loci, and the truth judges them (`benchmarks.pleiotropy_score`). Scenarios by letter: a no effects,
 b single ones, c own effects on several traits, d paths between traits, e a heritable confounder, f pairs in LD, g all
-of b to f with the LD of 400 other people, h all with annotations, mixed all of b to f, "pairs share" c where all that
-is shared is shared by two traits of the six, and a last trait has no effect at all.
+of b to f with the LD of 400 other people, h all with annotations, once with more effects to learn them from, mixed all
+of b to f, "pairs share" c where all that is shared is shared by two traits of the six, and a last trait has no effect.
 
 Sizes of effects are held while the sample grows: mixed, g and h take N = 50,000, 200,000 and 500,000 in turn.
 Each replicate is kept as one line as soon as it is done, under a name made of the settings and the code: a second call
@@ -87,8 +87,10 @@ def _cells(most: int, some: int, few: int) -> dict[str, Cell]:
     h2 = EFFECT * 45
     return {
         "mixed": Cell("mixed", most, sizes=SIZES, others=True),
-        "g": Cell("g", most, sizes=SIZES, others=True),
-        "h": Cell("h", some, sizes=SIZES, priors=("flat", "informative", "misleading", *FITTED)),
+        "g": Cell("g", most, sizes=SIZES),
+        "h": Cell("h", some, sizes=SIZES, priors=("flat", "informative", "misleading")),
+        # Of more effects deepwas can learn something itself.
+        "h, 5e-3": Cell("h", some, {"polygenicity": 5e-3}, sizes=SIZES[1:], priors=("flat", "informative", *FITTED)),
         "mixed, true T and C": Cell("mixed", few, sizes=SIZES, structure="true"),
         "a": Cell("a", 5 * few, {"polygenicity": 0.0}, others=True),
         **{

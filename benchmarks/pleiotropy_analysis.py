@@ -32,7 +32,6 @@ __all__ = ["EXACT", "Analysis", "Prepared", "Reference", "analyse", "prepare", "
 Array = NDArray[np.float64]
 Say = Callable[[str, int, int], None]
 
-UNRESOLVABLE = 0.8  # as the product's table of loci has it
 EXACT = 500_000  # people that LD without error is said to be of: the largest GWAS here
 
 
@@ -44,7 +43,7 @@ class Analysis:
     an effect on other traits), pip_k, effect_k.  klass: (M,) of `deepwas.pleiotropy.calls.CLASSES`.
     loci: credible sets.  shared: (loci,), probability that the set holds a variant with own effects on several traits:
     that of its effect to be such a one, times the share of it that lies in the set.
-    unresolvable: (loci,), its lead is in LD r^2 > 0.8 with another set's.
+    unresolvable: (loci,), as the product marks them: one effect cannot be told from two that close.
     structure, model, rounds: what was learned.  seconds: of processor time, by part.
     """
 
@@ -255,6 +254,7 @@ def analyse(
     from deepwas.pleiotropy import PleiotropyOptions
     from deepwas.pleiotropy.calls import classify_probabilities, loci_of, names_of_values, read_loci, values_of
     from deepwas.pleiotropy.learning import locate
+    from deepwas.pleiotropy.splitting import split_probabilities
 
     options = options or PleiotropyOptions()
     made = prepare(simulated, prior=prior, structure=structure, options=options, progress=progress)
@@ -268,10 +268,10 @@ def analyse(
             scored, rows = joint.scored(i), joint.scored_rows(i)
             for name, x in zip(names, values_of(located, model, scored, found.passing), strict=True):
                 value[name][rows] = x
-            loci += read_loci(joint.numbers[i], loci_of(located, block.factor, block.rows.start, scored))
+            split = split_probabilities(block, located, model, made.how["panel"])
+            loci += read_loci(joint.numbers[i], loci_of(located, block.factor, block.rows.start, scored, split))
     loci.sort(key=lambda x: (x.block, int(x.variants.min())))
     shared = np.array([one.shared(model) for one in loci])
     klass = classify_probabilities(*(value[x] for x in ("pleiotropy", "single", "vertical", "confounder", "apart")))
-    nearest = np.array([one.nearest for one in loci])
-    unresolvable = nearest > UNRESOLVABLE
+    unresolvable = np.array([one.unresolvable for one in loci], dtype=bool)
     return Analysis(value, klass, loci, shared, unresolvable, found, model, made.rounds, made.seconds)

@@ -198,16 +198,15 @@ def _targets(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
             flagged = own["wrong_pairs_flagged"].get("0.8-0.95", [0, 0])[0]
             text = f"{_share(flagged, hit)} of {_share(hit, own['locus_pairs'].get('0.8-0.95', [0, 0])[1])}"
             add(f"{cell}: of LD pairs of r2 >= 0.8 called shared, flagged unresolvable", text, "all", flagged == hit)
-    gains = cells.get("h", {}).get("gains", {})
-    for method, what in (("deepwas, informative", "informative over flat"), (_LEARNED, "learned over constant")):
-        if method in gains:
+    for cell in _with_priors(cells):
+        for method, what in (("deepwas, informative", "informative over flat"), (_LEARNED, "learned over constant")):
             for key, level in (("average_precision", "variants"), ("locus_average_precision", "loci")):
-                x = gains[method][key]
-                met = x["replicates"] > 1 and x["mean"] > 2 * x["standard_error"]
-                add(f"h: average precision, {what}, {level}", _said(x), "> 2 standard errors", met)
-    for method in cells.get("h", {}).get("methods", {}):
-        if method.startswith(_OURS) and method != _BASE:
-            add_fdr("h", 0.06, method)
+                if x := cells[cell]["gains"].get(method, {}).get(key):
+                    met = x["replicates"] > 1 and x["mean"] > 2 * x["standard_error"]
+                    add(f"{cell}: average precision, {what}, {level}", _said(x), "> 2 standard errors", met)
+        for method in cells[cell]["methods"]:
+            if method.startswith(_OURS):
+                add_fdr(cell, 0.06, method)
     if own := of("pairs share"):
         x = own["traits"]
         text = f"{x['false']} beside {x['named']} of {x['true']}"
@@ -220,6 +219,10 @@ def _targets(cells: Mapping[str, Any]) -> list[dict[str, Any]]:
     refused = sum(x["refused"] for x in cells.values())
     add("replicates that deepwas refuses", str(refused), "0", refused == 0)
     return out
+
+
+def _with_priors(cells: Mapping[str, Any]) -> list[str]:
+    return [name for name in cells if name.split(",")[0] == "h"]
 
 
 def _said(x: Mapping[str, Any]) -> str:
@@ -373,15 +376,21 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     truth.set(xlabel="probability stated", ylabel="share with own effects on several traits")
     truth.set_title("Calibration, variants", fontsize=10)
     truth.legend(frameon=False, fontsize=8)
-    own = {m[len(_OURS) :]: x for m, x in cells.get("h", {}).get("methods", {}).items() if m.startswith(_OURS)}
+    own = {
+        f"{name}: {m[len(_OURS) :]}": x
+        for name in _with_priors(cells)
+        for m, x in cells[name]["gains"].items()
+        if m.startswith(_OURS)
+    }
     for key, label, shift in (("average_precision", "variants", -0.1), ("locus_average_precision", "loci", 0.1)):
         across = np.arange(len(own)) + shift
         mean, error = (np.array([x[key][part] for x in own.values()], float) for part in ("mean", "standard_error"))
         colour = _COLOURS[0] if label == "loci" else "0.4"
         gain.errorbar(across, mean, yerr=np.nan_to_num(error), fmt="o", ms=5, color=colour, label=label)
-    gain.set_xticks(np.arange(len(own)), list(own), rotation=25, fontsize=8, ha="right", rotation_mode="anchor")
+    gain.axhline(0.0, color="0.8", lw=1, zorder=0)
+    gain.set_xticks(np.arange(len(own)), list(own), rotation=25, fontsize=7, ha="right", rotation_mode="anchor")
     gain.set_xlim(-0.5, len(own) - 0.5)
-    gain.set(ylabel="average precision")
-    gain.set_title("Priors, effects where annotations say", fontsize=10)
+    gain.set(ylabel="average precision, gain (± SE)")
+    gain.set_title("Priors over flat, learned over constant", fontsize=10)
     gain.legend(frameon=False, fontsize=8)
     figure.savefig(path, format="png", dpi=110)

@@ -116,7 +116,7 @@ def test_where_nothing_acts_priors_promise_what_scenario_b_has(genome):
 
 def _found(simulated, sets, shared, p):
     """An analysis that names these sets."""
-    loci = [Locus(0, np.array(rows), np.ones(len(rows)), 1.0, 1.0, np.ones(1), 0.0, 0.0) for rows in sets]
+    loci = [Locus(0, np.array(rows), np.ones(len(rows)), 1.0, 1.0, np.ones(1), 0.0, 0.0, 0.0) for rows in sets]
     model = SimpleNamespace(factors=0)
     structure = SimpleNamespace(effects=SimpleNamespace(T=simulated.T), matrix=simulated.noise_correlation)
     klass = np.where(p > 0.5, "pleiotropic", "none")

@@ -390,8 +390,6 @@ def test_two_effects_are_seen_behind_one_on_both_traits(r, first, second, seed):
     assert most.probability[:, shared].sum() < 0.5
     assert few.probability[:, shared].sum() == pytest.approx(most.probability[:, shared].sum(), abs=0.1)
     assert few.expected == pytest.approx(most.expected, abs=0.05)
-    assert few.close[0] < 0.02
-    assert few.close[1] == pytest.approx(few.expected - 1, abs=0.1)
     np.testing.assert_allclose(few.fitted, G @ few.mean, atol=1e-6)
 
 

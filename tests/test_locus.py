@@ -185,6 +185,7 @@ def write_classification(folder, keys, record, more=()):
         "P_CONFOUNDER": 0.0,
         "CLASS": "pleiotropic",
         "R2_NEAREST": 0.9,
+        "P_SPLIT": 0.1,
         "UNRESOLVABLE": True,
         "IMPURE": False,
         "FLAG": "bmi=outliers+panel",

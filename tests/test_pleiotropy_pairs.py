@@ -11,7 +11,7 @@ import pytest
 from deepwas.ld import LDBlock
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.growing import _grow
-from deepwas.pleiotropy.learning import JointBlock, learn, least_slab, locate, panel_error
+from deepwas.pleiotropy.learning import TOGETHER, JointBlock, learn, least_slab, locate, panel_error
 from deepwas.pleiotropy.model_of import prior_direct
 from deepwas.pleiotropy.sharing import Sample, Shares
 from tests.dense import ld_matrix
@@ -68,6 +68,49 @@ def test_pairs_are_solved_for_with_sizes_and_marginals_held():
     assert not sample.solve(model_of(3), Shares(sizes / pi))[0].pairs.any()
     two = Sample(direct[:, :2], np.ones(len(direct)))
     assert not two.solve(model_of(2), Shares(np.array([0, 0, 0.1]), np.full((2, 2), 0.1), effects=50.0))[0].pairs.any()
+
+
+def test_numbers_of_traits_are_smoothed_by_as_many_variants_as_are_said():
+    """Half as counted, half by the smoothest shares of the same mean: uniform ones for a mean in the middle."""
+    counted = np.array([0, 0, 0.0, 6.0, 0.0, 2.0, 2.0])  # mean 4 of 2 to 6
+    pairs = np.full((6, 6), 1.0) - np.eye(6)
+    shares = Shares(counted / 50, pairs / 50, tilt=0.3, effects=50.0)
+    found = shares.smoothed(10.0)
+    np.testing.assert_allclose(50 * found.sizes, (counted + np.array([0, 0, 2.0, 2.0, 2.0, 2.0, 2.0])) / 2, atol=1e-6)
+    n = np.arange(7)
+    assert found.sizes.sum() == pytest.approx(shares.sizes.sum())
+    assert n @ found.sizes == pytest.approx(n @ shares.sizes)
+    ratio = (n * (n - 1)) @ found.sizes / ((n * (n - 1)) @ shares.sizes)
+    np.testing.assert_allclose(found.pairs, ratio * shares.pairs)
+    assert (found.tilt, found.effects) == (0.3, 50.0)
+    # Where all are of two traits, or of all traits, they stay so; of two traits there is one number.
+    for only in (2, 6):
+        one = Shares(np.where(n == only, 0.2, 0.0), effects=50.0)
+        np.testing.assert_allclose(one.smoothed(10.0).sizes, one.sizes, atol=1e-4)
+    two = Shares(np.array([0, 0, 0.1]))
+    assert two.smoothed(5.0) is two
+    # Shares that fall by one factor are as smooth as can be.
+    falling = Shares(np.array([0, 0, 0.4, 0.2, 0.1, 0.05]), effects=9.0)
+    np.testing.assert_allclose(falling.smoothed(30.0).sizes, falling.sizes, atol=1e-9)
+
+
+def test_weak_z_scores_put_no_second_effect_beside_every_first():
+    """Single effects, far apart and no stronger than can be seen: what may be beside them is no pair in LD."""
+    m, place, K, rng = 40, np.arange(40), 3, np.random.default_rng(5)
+    R = 0.9 ** np.abs(place[:, None] - place[None, :])
+    values, vectors = np.linalg.eigh(R)
+    G = np.sqrt(values)[:, None] * vectors.T
+    signal = 25.0
+    slab, together = np.full(K, signal / N), (TOGETHER, TOGETHER)
+    start = TraitModel(np.full(K, N), np.eye(K), slab, np.zeros((K, K)), together=together)
+    blocks = []
+    for number in range(40):
+        u = np.zeros((m, K))
+        u[rng.integers(m), rng.integers(K)] = rng.normal() * np.sqrt(signal)
+        y = G @ u + rng.normal(size=(m, K))
+        blocks.append(JointBlock(G, y, np.full((m, K), signal / N / m / K), slice(m * number, m * number + m)))
+    found, _ = learn(blocks, start, rounds=5, slots=3, candidates=48)
+    assert max(found.together) < 1.6
 
 
 @pytest.fixture(scope="module")

@@ -297,7 +297,10 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
         say(f"beside that, pairs that share more or less than others: {said} (PAIR_LOG_ODDS in trait_pairs.tsv)")
     _show_checks(found)
     if total["loci_unresolvable"]:
-        say(f"{total['loci_unresolvable']:,} loci are in LD of r2 > 0.8 with another one (UNRESOLVABLE in loci.tsv)")
+        say(
+            f"{total['loci_unresolvable']:,} of {total['loci']:,} loci may be two effects in LD of r2 > 0.8 as well "
+            "as one (UNRESOLVABLE, P_SPLIT in loci.tsv)"
+        )
     if total["loci_impure"]:
         said = f"{total['loci_impure']:,} of {total['loci']:,} loci"
         least = found.record["options"]["purity"]

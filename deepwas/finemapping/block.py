@@ -51,7 +51,6 @@ class BlockEffects:
     apart: (m,), probability that the variant has an effect, and another one in LD with it one on none of its traits.
     sets: credible sets.  of_sets: (sets, C), probability that the set's effect exists and is of each class.
     expected: number of effects.  variance: of that number, groups taken for independent.
-    close: (2,), expected number of pairs of effects in LD r^2 > 0.2, with a trait in common, and with none.
     fitted: (k, K), what all effects, reported or not, explain of the whitened z-scores.
     evidence: log of the sum over states of prior odds times Bayes factor, summed over groups given the others' means.
     sweeps: of coordinate ascent.  converged: it, and the rounds over groups, came to rest.
@@ -68,7 +67,6 @@ class BlockEffects:
     evidence: float
     sweeps: int
     converged: bool
-    close: NDArray[np.float64]
     fitted: NDArray[np.floating]
 
     @property
@@ -154,7 +152,7 @@ class _Part:
         candidates: int,
         together: tuple[float, float],
     ):
-        self.together, self.close = together, np.zeros(2)
+        self.together = together
         self.variants, self.weak, self.classes = variants, weak, classes
         n, width = len(variants), min(G.shape[1], _WIDTH * 2 ** max(0, (len(variants) - 1) // _WIDTH).bit_length())
         self.factor = np.zeros((len(G), width), G.dtype)
@@ -190,11 +188,11 @@ class _Part:
         if self.weak and numbers[0] > 1 - _FULL:
             probability, total, found, weight = fit_weak(classes, self.gram, alone, shrink)
             self.posterior = partial(report_weak, classes, alone, shrink, probability, found, weight)
-            expected, self.close = float(total), np.zeros(2)
+            expected = float(total)
         else:
             one, found = fit(classes, alone, shrink, chosen, pairs)
             self.posterior = partial(report, classes, alone, shrink, one, found, chosen, pairs)
-            expected, self.close = float(numbers[1] + 2 * numbers[2]), np.asarray(pairs.close)
+            expected = float(numbers[1] + 2 * numbers[2])
         change, self.expected = abs(expected - self.expected), expected
         self.fitted = self.factor @ np.asarray(found)
         return change
@@ -273,6 +271,5 @@ def _one_block(
         evidence,
         int(slots.sweeps),
         bool(slots.converged) and change <= _SETTLED,
-        np.sum([part.close for part in parts], axis=0, dtype=np.float64),
         total[: len(task.whitened)],
     )

@@ -115,7 +115,6 @@ class Pairs(NamedTuple):
     member, lead, follower, apart: (q,), probability that the candidate is one of two effects; and the first; and the
     second; and on none of the other's traits.  fitted, mean, square: (q, K), E[u], E[w], E[w^2] of it as one of two.
     numbers: (3,).  top, total: single effects have the probability exp(weight - top) / total.
-    close: (2,), probability of two effects with r^2 above `CLOSE`, with a trait in common, and with none.
     """
 
     member: Any
@@ -128,7 +127,6 @@ class Pairs(NamedTuple):
     numbers: Any
     top: Any
     total: Any
-    close: Any
 
 
 def at_most_two(
@@ -296,7 +294,6 @@ def _weigh_pairs(classes: ClassArrays, chosen: Candidates, together: Array, *, r
         number / total,
         top,
         total,
-        0.5 * jnp.stack([jnp.sum(jnp.where(close & kind, two, 0.0)) for kind in (~disjoint, disjoint)]),
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from deepwas.finemapping.block import BlockEffects
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.learning import JointBlock
+from deepwas.pleiotropy.splitting import CLOSEST
 
 __all__ = [
     "CLASSES",
@@ -29,6 +30,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
+UNRESOLVABLE = 0.25  # of `Locus.split`: the z-scores do not hold one effect for three times as likely as two
 KEPT = "ld_kept"  # of the values of a block's variants: what `ld_kept` gives
 CLASSES = ("none", "pleiotropic", "vertical", "ld_only", "single", "confounder")
 _SHARES = ("pleiotropy", "single", "vertical", "confounder", "apart")
@@ -88,6 +90,8 @@ class Locus:
 
     of_class: (C + F,), probability that it exists and is of the class.  apart: at its lead, given that it exists.
     nearest: largest r^2 of its lead with another set's of the block.
+    split: of a shared set the probability, by the z-scores alone, that its effect is two of variants in LD r^2 >
+        `CLOSEST`; nan of others.
     """
 
     block: int
@@ -98,6 +102,12 @@ class Locus:
     of_class: Floats
     apart: float
     nearest: float
+    split: float
+
+    @property
+    def unresolvable(self) -> bool:
+        """One effect here cannot be told from two so close to one another."""
+        return self.nearest > CLOSEST or self.split > UNRESOLVABLE
 
     def shared(self, model: TraitModel) -> float:
         """Probability that a member has effects of its own on two traits or more."""
@@ -105,8 +115,11 @@ class Locus:
         return min(several, 1.0) * min(float(self.probability.sum()), 1.0)
 
 
-def loci_of(found: BlockEffects, G: NDArray[Any], first: int, scored: slice) -> str:
-    """The sets led by a scored variant, as text for `Locus`; first: row of the store of the first candidate."""
+def loci_of(found: BlockEffects, G: NDArray[Any], first: int, scored: slice, split: Floats) -> str:
+    """The sets led by a scored variant, as text for `Locus`.
+
+    first: row of the store of the first candidate.  split: (sets,), as `split_probabilities` gives it.
+    """
     own = [j for j, one in enumerate(found.sets) if scored.start <= one.lead < scored.stop]
     leads = [one.lead for one in found.sets]
     unit = np.asarray(G[:, leads], np.float64)
@@ -126,6 +139,7 @@ def loci_of(found: BlockEffects, G: NDArray[Any], first: int, scored: slice) -> 
                 found.of_sets[j].tolist(),
                 min(apart, 1.0),
                 float(r2[j].max()) if len(leads) > 1 else 0.0,
+                None if np.isnan(split[j]) else float(split[j]),
             ]
         )
     return json.dumps(out)
@@ -134,8 +148,18 @@ def loci_of(found: BlockEffects, G: NDArray[Any], first: int, scored: slice) -> 
 def read_loci(block: int, text: str) -> list[Locus]:
     """What `loci_of` wrote."""
     return [
-        Locus(block, np.array(rows, np.int64), np.array(p), effect, purity, np.array(of_class), apart, nearest)
-        for rows, p, effect, purity, of_class, apart, nearest in json.loads(text)
+        Locus(
+            block,
+            np.array(rows, np.int64),
+            np.array(p),
+            effect,
+            purity,
+            np.array(of_class),
+            apart,
+            nearest,
+            np.nan if split is None else split,
+        )
+        for rows, p, effect, purity, of_class, apart, nearest, split in json.loads(text)
     ]
 
 

@@ -26,6 +26,8 @@ __all__ = ["HeritableFactor", "find_factors"]
 Floats = NDArray[np.float64]
 
 _STARTS = 30
+_LOOKED_AT = 3000  # effects, for a start
+_SHARE = 0.3  # of the effects through a factor, to begin with
 _REFINED = 4  # starts whose traits are chosen with care
 _STEPS = 40
 _MOST_FACTORS = 3
@@ -95,10 +97,9 @@ class _Problem:
         others = np.concatenate([self.of_size, *(self._through(self.half @ a)[None] for a in known)])
         alone = self._mixture(others)[1]
         tried = []
-        for i in np.argsort(-self.strength, kind="stable")[:_STARTS]:
+        for i in self._starts(alone):
             support = self.seen[i].copy()
-            if support.sum() >= 2:
-                tried.append((self._fit(others, alone, support, self.x[i]), support))
+            tried.append((self._fit(others, alone, support, self.x[i]), support))
         tried.sort(key=lambda one: -one[0][0])
         best: HeritableFactor | None = None
         for (evidence, x, members), support in tried[:_REFINED]:
@@ -119,6 +120,20 @@ class _Problem:
                 odds = prior_odds if support.sum() > 2 else min(prior_odds, _PRIOR_ODDS_OF_TWO)
                 best = HeritableFactor(loadings, members, evidence, float(expit(evidence + log(odds))))
         return best
+
+    def _starts(self, alone: Floats) -> NDArray[np.int64]:
+        """The effects, seen on two traits or more, on whose lines through the origin most others seem to lie.
+
+        The strongest ones need not be among them: where many variants have effects of their own, these are.
+        """
+        able = np.flatnonzero((self.seen.sum(axis=1) >= 2) & (self.strength > 0))
+        able = able[np.argsort(-self.strength[able], kind="stable")[:_LOOKED_AT]]
+        scale = np.sqrt(max(float((self.strength[able]).sum() / max(self.weights[able].sum(), 1e-12)), 1.0))
+        gain = np.zeros(len(able))
+        for at, i in enumerate(able.tolist()):
+            joined = self._through(self.x[i] * (scale / np.sqrt(np.square(self.x[i]).sum())))
+            gain[at] = self.weights @ (np.logaddexp(alone + log(1 - _SHARE), joined + log(_SHARE)) - alone)
+        return able[np.argsort(-gain, kind="stable")[:_STARTS]]
 
     def _mixture(self, parts: Floats) -> tuple[Floats, Floats]:
         """Shares of the parts, by expectation-maximisation, and log density of each variant."""
@@ -143,8 +158,8 @@ class _Problem:
         project = half @ np.linalg.solve(half.T @ half, half.T)
         x = project @ start
         own = np.concatenate([others, others[:1]])
-        share = np.full(len(own), 0.7 / (len(own) - 1))
-        share[-1] = 0.3
+        share = np.full(len(own), (1 - _SHARE) / (len(own) - 1))
+        share[-1] = _SHARE
         total = self.weights.sum()
         for _ in range(_STEPS):
             own[-1] = self._through(x)

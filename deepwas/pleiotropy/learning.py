@@ -10,13 +10,16 @@ The slab stays at what makes an effect visible, N s >= `_VISIBLE` times the nois
 none, so nothing would speak against them wherever other traits have an effect.
 
 How often variants act on several traits follows from what is counted (`deepwas.pleiotropy.sharing`), with `_SIZE_COUNT`
-more variants of each number of traits, and `_PRIOR_COUNT` more effects on one trait alone.
+more variants of each number of traits, and `_PRIOR_COUNT` more effects on one trait alone; numbers of traits are as
+frequent as counted together with `_SMOOTH_COUNT` variants that tell nothing but their mean.
 
 Effects of different variants lie near one another more often than by chance where loci are what matters. The log odds
-of two effects in LD r^2 > 0.2 move to the log of their number over that by chance, of as many effects as can be
-located, `_PAIR_COUNT` added to the latter and e^`TOGETHER` times as much to the former, and stay at 0 or above: one
-number for effects with a trait in common, one for others. That count is small, as few are expected by chance. Without
-these log odds one variant with effects on two traits would stand in for two variants.
+of two effects in LD r^2 > 0.2 move to the log of their number over that by chance, `_PAIR_COUNT` added to the latter
+and e^`TOGETHER` times as much to the former, and stay at 0 or above: one number for effects with a trait in common, one
+for others. Both numbers are of effects that are located, in credible sets, with LD r^2 below `_APART`, where two can be
+told from one: if effects that only may be there counted, weak z-scores would put a second one beside every first, and
+shared variants would be taken for two. Without these log odds one variant with effects on two traits would stand in
+for two variants.
 
 What located effects leave of the z-scores says how much background there is of effects that cannot be located
 (`deepwas.finemapping.background`).
@@ -43,19 +46,31 @@ from deepwas.finemapping.sets import purity
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.sharing import Sample, Shares
 
-__all__ = ["Counts", "JointBlock", "learn", "least_slab", "locate", "panel_error", "panel_noise", "raised"]
+__all__ = [
+    "Counts",
+    "JointBlock",
+    "beside_background",
+    "learn",
+    "least_slab",
+    "locate",
+    "panel_error",
+    "panel_noise",
+    "raised",
+]
 
 Floats = NDArray[np.float64]
 
 _PRIOR_COUNT = 0.5
-_PAIR_COUNT = 0.1  # pairs of effects in LD, by chance
+_PAIR_COUNT = 0.5  # pairs of effects in LD, by chance
+_APART = 0.8  # LD r^2 below which two effects can be told from one
 _SIZE_COUNT = 0.05  # variants of each number of traits
+_SMOOTH_COUNT = 5.0  # variants of smoothly changing numbers of traits
 _VISIBLE = 10.0  # times the noise
 _LEAP = 1.5  # of a slab's logarithm, a round
 _RAISES = 2  # of a block's noise
 _WORKERS = 4  # threads, at most
 _MOST_TOGETHER = 8.0
-TOGETHER = 1.0  # log odds that learning starts from
+TOGETHER = 2.0  # log odds that learning starts from
 _SETTLED = 0.03  # of the logarithm of a block's noise
 
 
@@ -82,7 +97,7 @@ class Counts:
 
     present: (K,), of p.  kept: (K,), sum d (1 - p) / (1 - pi).  squares: (K,), sum E[D^2].
     sizes: (K + 1,), numbers of variants by number of traits acted on.  pairs: (K, K), that act on two each.
-    close: (2,), pairs of effects in LD r^2 > 0.2, with a trait in common and with none.
+    close: (2,), pairs of credible sets in LD r^2 of `CLOSE` to `_APART`, with a trait in common and with none.
     located: (C + F,), of credible sets by class.  around: the same times the number of variants in such LD with the
     lead.  variants: in all.
     tilt: sum of `TraitModel.tilt`.
@@ -112,12 +127,12 @@ class Counts:
 
     def add(self, block: JointBlock, found: BlockEffects, model: TraitModel, panel: float | None = None) -> None:
         """Count a block, of which `locate` has found this.  panel: as there."""
-        self.close += found.close
         G = np.asarray(block.factor, np.float64)
         signal = model.signal(G, block.direct)
         weighed = G / model.spread_of_background(signal)[:, None]  # as effects were located
         leads = weighed[:, [one.lead for one in found.sets]]
         self.located += found.of_sets.sum(axis=0)
+        self.close += _close(leads, found.of_sets, np.asarray(model.classes.traits))
         self.around += _near(weighed, leads) @ found.of_sets
         self.variants += block.factor.shape[1]
         p = found.probability @ model.masks.astype(np.float64)
@@ -167,7 +182,7 @@ class Counts:
         K = len(self.present)
         sizes = np.where(np.arange(K + 1) >= 2, self.sizes + _SIZE_COUNT, 0.0)
         effects = float(self.present.sum() + np.arange(K + 1) @ (sizes - self.sizes).clip(0) + _PRIOR_COUNT * K)
-        return Shares(sizes / effects, self.pairs / effects, self.tilt / effects, effects)
+        return Shares(sizes / effects, self.pairs / effects, self.tilt / effects, effects).smoothed(_SMOOTH_COUNT)
 
 
 def least_slab(model: TraitModel) -> Floats:
@@ -175,12 +190,29 @@ def least_slab(model: TraitModel) -> Floats:
     return np.asarray(_VISIBLE * np.diag(model.noise) / model.sample_size)
 
 
+def _close(leads: Floats, of_sets: Floats, traits: Floats) -> Floats:
+    """(2,), expected pairs of credible sets, leads in LD of `CLOSE` to `_APART`, with a trait in common and with none.
+
+    leads: (k, sets), columns of G.  of_sets: (sets, C).  traits: (C, K), that each class acts on.
+    """
+    near = _in_reach(leads, leads)
+    np.fill_diagonal(near, False)
+    disjoint = (of_sets @ (traits @ traits.T == 0) @ of_sets.T)[near].sum() / 2
+    every = np.outer(of_sets.sum(axis=1), of_sets.sum(axis=1))[near].sum() / 2
+    return np.array([every - disjoint, disjoint])
+
+
 def _near(G: Floats, leads: Floats) -> Floats:
-    """(sets,), numbers of variants in LD r^2 > 0.2 with each lead.  leads: (k, sets), columns of G."""
+    """(sets,), numbers of variants in such LD with each lead."""
+    return np.asarray(_in_reach(leads, G).sum(axis=1), np.float64)
+
+
+def _in_reach(leads: Floats, G: Floats) -> NDArray[np.bool_]:
+    """(sets, m), LD r^2 of `CLOSE` to `_APART`."""
     length = np.sqrt(np.maximum(np.einsum("ij,ij->j", G, G), 1e-30))
     own = np.sqrt(np.maximum(np.einsum("ij,ij->j", leads, leads), 1e-30))
     r2 = (leads.T @ G / own[:, None] / length[None, :]) ** 2
-    return np.maximum((r2 > CLOSE).sum(axis=1) - 1.0, 0.0)
+    return np.asarray((r2 > CLOSE) & (r2 < _APART))
 
 
 def locate(
@@ -207,10 +239,7 @@ def locate(
     def one(block: JointBlock) -> tuple[JointBlock, Floats, BlockEffects]:
         odds = model.log_odds(block.direct, block.shared)
         level, used = model.noise, classes
-        spread = None
-        if model.background.any():
-            spread = model.spread_of_background(model.signal(block.factor, block.direct))[:, None]
-        G, y = (x if spread is None else x / spread.astype(x.dtype) for x in (block.factor, block.whitened))
+        G, y, spread = beside_background(block, model)
         task = Task(G, y, odds)
         for number in range(_RAISES + 1):
             if number:
@@ -249,6 +278,17 @@ def locate(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def beside_background(
+    block: JointBlock, model: TraitModel
+) -> tuple[NDArray[np.floating], NDArray[np.floating], Floats | None]:
+    """Factor and whitened z-scores over the spread (k, 1) of noise with background, and that; None is 1."""
+    if not model.background.any():
+        return block.factor, block.whitened, None
+    spread = model.spread_of_background(model.signal(block.factor, block.direct))[:, None]
+    G, y = (x / spread.astype(x.dtype) for x in (block.factor, block.whitened))
+    return G, y, spread
 
 
 def _doubted(found: BlockEffects, model: TraitModel) -> BlockEffects:

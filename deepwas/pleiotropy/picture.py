@@ -37,7 +37,7 @@ _LEAST = 0.01
 
 def plot_map(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
     """Loci along each chromosome, as high as their expected number of traits, coloured by class, hollow where they
-    cannot be told from a neighbour, crossed where a trait's LD is flagged, ringed where called at an FDR of 5%; below,
+    cannot be told from two, crossed where a trait's LD is flagged, ringed where called at an FDR of 5%; below,
     P_PLEIOTROPY of each variant."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

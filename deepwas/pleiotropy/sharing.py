@@ -45,6 +45,7 @@ _LEAP = 1.5
 _TURN = 0.1  # of rho, a step
 _PAIR_SD = 1.5  # of b
 _HALVINGS = 12
+_STEEPEST, _BISECTIONS = 12.0, 50  # of the log of the factor between neighbouring sizes
 _MOST_OFFSET = 8.0  # of a: where more variants are shared than the prior has, no a would do
 
 
@@ -60,6 +61,35 @@ class Shares:
     pairs: Floats | None = None
     tilt: float | None = None
     effects: float = 1.0
+
+    def smoothed(self, count: float) -> Shares:
+        """The same, `count` variants more taken from the smoothest sizes of equal mean, and as many fewer in all.
+
+        Of sizes that few variants tell, one would be found frequent and its neighbours empty. The smoothest sizes fall
+        or rise by one factor from n to n + 1. Pairs are scaled like the number of pairs in all sizes.
+        """
+        n = np.arange(len(self.sizes), dtype=np.float64)
+        total = float(self.sizes.sum())
+        if len(n) < 4 or total <= 0:
+            return self
+        even = total * _geometric(n, float(n @ self.sizes) / total)
+        share = count / (count + total * self.effects)
+        sizes = (1 - share) * self.sizes + share * even
+        pairs = self.pairs
+        if pairs is not None:
+            pairs = pairs * float((n * (n - 1)) @ sizes) / float((n * (n - 1)) @ self.sizes)
+        return replace(self, sizes=sizes, pairs=pairs)
+
+
+def _geometric(n: Floats, mean: float) -> Floats:
+    """Shares of n >= 2 that change by one factor from one to the next, with this mean; 0 below."""
+    low, high = -_STEEPEST, _STEEPEST
+    for _ in range(_BISECTIONS):
+        slope = (low + high) / 2
+        each = np.where(n >= 2, np.exp(slope * (n - (n[-1] if slope > 0 else 2.0))), 0.0)
+        each /= each.sum()
+        low, high = (slope, high) if n @ each < mean else (low, slope)
+    return np.asarray(each)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,6 @@ __all__ = ["effect_table", "loci_in_order", "locus_table", "pair_table", "totals
 
 Floats = NDArray[np.float64]
 
-UNRESOLVABLE = 0.8  # r^2 of two loci's leads
-
 
 def loci_in_order(joint: JointBlocks, computed: Computed) -> list[Locus]:
     """All credible sets, by block and by position in it."""
@@ -147,7 +145,8 @@ def locus_table(
             "P_CONFOUNDER": numbers(np.clip(through, 0, 1)),
             "CLASS": pl.Series(classes.tolist(), dtype=pl.String),
             "R2_NEAREST": numbers(np.clip(nearest, 0, 1)),
-            "UNRESOLVABLE": pl.Series(nearest > UNRESOLVABLE, dtype=pl.Boolean),
+            "P_SPLIT": numbers([one.split for one in loci]).fill_nan(None),
+            "UNRESOLVABLE": pl.Series([one.unresolvable for one in loci], dtype=pl.Boolean),
             "FLAG": pl.Series([flags[one.block] for one in loci], dtype=pl.String),
         }
     ).select(names_of("pleiotropy_loci"))
