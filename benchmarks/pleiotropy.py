@@ -65,6 +65,7 @@ class Preset:
     regions, m: of the genome.  people, panel: whose LD; of others.  polygenicity: of scenarios that name none.
     traits: K, but where a cell names it.  cells: by name.  learn_blocks, rounds: options of deepwas.
     permutations: of HOPS.  workers: processes, 0 for none but this.
+    others: replicates of the same traits from which deepwas learns priors.
     """
 
     regions: int
@@ -77,6 +78,7 @@ class Preset:
     learn_blocks: int = 60
     rounds: int = 5
     permutations: int = 5
+    others: int = 3
     workers: int = 2
     seed: int = 1
 
@@ -90,7 +92,7 @@ def _cells(most: int, some: int, few: int) -> dict[str, Cell]:
         "g": Cell("g", most, sizes=SIZES),
         "h": Cell("h", some, sizes=SIZES, priors=("flat", "informative", "misleading")),
         # Of more effects deepwas can learn something itself.
-        "h, 5e-3": Cell("h", some, {"polygenicity": 5e-3}, sizes=SIZES[1:], priors=("flat", "informative", *FITTED)),
+        "h, 5e-3": Cell("h", some + 2, {"polygenicity": 5e-3}, sizes=SIZES[1:], priors=("flat", *FITTED[1:])),
         "mixed, true T and C": Cell("mixed", few, sizes=SIZES, structure="true"),
         "a": Cell("a", 5 * few, {"polygenicity": 0.0}, others=True),
         **{
@@ -109,7 +111,7 @@ def _cells(most: int, some: int, few: int) -> dict[str, Cell]:
 PRESETS = {
     "quick": Preset(
         regions=20, m=40, people=300, panel=300, polygenicity=0.02, traits=3, learn_blocks=20, rounds=2,
-        permutations=2, workers=0,
+        permutations=2, others=1, workers=0,
         cells={
             "mixed": Cell("mixed", 2, sizes=SIZES, others=True),
             "g": Cell("g", 1),
@@ -139,6 +141,10 @@ def replicate(preset: Preset, name: str, number: int, genome: Genome) -> dict[st
         changes["signal"] = 150.0
     changes |= {"sample_size": size, "factor_traits": min(3, K)}
     simulated = simulate(cell.scenario, genome=genome, seed=1000 * preset.seed + number, **changes)
+    others = [
+        simulate(cell.scenario, genome=genome, seed=10**6 * (i + 1) + number, like=simulated, **changes)
+        for i in range(preset.others if set(cell.priors) & set(FITTED) else 0)
+    ]
     found: dict[str, Any] = {
         "cell": name,
         "number": number,
@@ -154,7 +160,7 @@ def replicate(preset: Preset, name: str, number: int, genome: Genome) -> dict[st
         warnings.simplefilter("ignore")  # the user of one analysis is warned; here figures say it
         for prior in cell.priors:
             try:
-                f = fitted_prior(simulated, prior) if prior in FITTED else prior
+                f = fitted_prior(simulated, prior, others) if prior in FITTED else prior
                 own = analyse(simulated, prior=f, structure=structure, options=options)
             except DeepwasError as error:
                 found["refused"][prior] = str(error)

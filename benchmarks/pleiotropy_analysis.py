@@ -268,7 +268,7 @@ def analyse(
             scored, rows = joint.scored(i), joint.scored_rows(i)
             for name, x in zip(names, values_of(located, model, scored, found.passing), strict=True):
                 value[name][rows] = x
-            split = split_probabilities(block, located, model, made.how["panel"])
+            split = split_probabilities(block, located, model, scored, made.how["panel"])
             loci += read_loci(joint.numbers[i], loci_of(located, block.factor, block.rows.start, scored, split))
     loci.sort(key=lambda x: (x.block, int(x.variants.min())))
     shared = np.array([one.shared(model) for one in loci])

@@ -53,6 +53,7 @@ def score_analysis(simulated: Simulated, found: Analysis) -> dict[str, Any]:
     klass = np.array([CLASSES.index(_SAME.get(x, x)) for x in found.klass.tolist()])
     figures = _score(simulated, p, calls_by_local_fdr(found.local_fdr), sets, found.shared, called)
     wrong = _wrong(simulated, sets, called)
+    true = called & (locus_classes(sets, simulated.klass) == _DIRECT)
     pairs = [pair for pair in simulated.pairs if wrong[pair.first] or wrong[pair.second]]
     return figures | {
         "bins": bin_sums(p, simulated.direct).tolist(),
@@ -62,6 +63,7 @@ def score_analysis(simulated: Simulated, found: Analysis) -> dict[str, Any]:
         "confusion": confusion(simulated.klass, klass).tolist(),
         "pairs_flagged": _named(pair_rates(simulated.pairs, flagged)),
         "wrong_pairs_flagged": _named(pair_rates(pairs, flagged)),
+        "true_flagged": [int((true & found.unresolvable).sum()), int(true.sum())],
         "seconds": found.seconds,
         "rounds": found.rounds,
         "factors": found.model.factors,

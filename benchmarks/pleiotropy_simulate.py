@@ -223,9 +223,12 @@ class Simulated:
         return np.concatenate(scores)
 
 
-def simulate(scenario: str | Recipe, *, genome: Genome, seed: int = 0, **changes: object) -> Simulated:
+def simulate(
+    scenario: str | Recipe, *, genome: Genome, seed: int = 0, like: Simulated | None = None, **changes: object
+) -> Simulated:
     """One replicate of a scenario (a name in SCENARIOS, or a recipe); `changes` are fields of the recipe.
 
+    like: another replicate, whose traits these are: its annotations, T, loadings and Cn. Effects are drawn anew.
     Equal arguments give equal replicates. Raises InputError for an unknown scenario, and where the LD holds no pair
     with the r2 asked for.
     """
@@ -240,9 +243,13 @@ def simulate(scenario: str | Recipe, *, genome: Genome, seed: int = 0, **changes
     K, M = recipe.traits, genome.M
     counts = recipe.counts(M)
     variance = recipe.effect_variance(M)
-    T = _paths(recipe, rng)
+    T = _paths(recipe, rng) if like is None else like.T
     spread = np.linalg.inv(np.eye(K) - T)
-    annotations = simulate_annotations(genome.regions, smooth=2, independent=2 * K, seed=seed)
+    annotations = (
+        simulate_annotations(genome.regions, smooth=2, independent=2 * K, seed=seed)
+        if like is None
+        else like.annotations
+    )
     weight = _weights(recipe, annotations[:, 0], annotations[:, 2 : 2 + K])
     picked = _Picked(genome, recipe, weight, T, rng)
     for name, count in counts.items():
@@ -252,6 +259,8 @@ def simulate(scenario: str | Recipe, *, genome: Genome, seed: int = 0, **changes
     loading = np.zeros(K)
     moved = rng.choice(K - recipe.silent, size=recipe.factor_traits, replace=False)
     loading[moved] = rng.uniform(0.5, 1.0, size=len(moved)) * rng.choice([-1.0, 1.0], size=len(moved))
+    if like is not None:
+        loading = like.loading.copy()
     on_factor = picked.klass == CLASSES.index("confounder")
     factor = on_factor * _effects(recipe, (M,), rng) * np.sqrt(variance.mean())
     if not on_factor.any():
@@ -271,6 +280,8 @@ def simulate(scenario: str | Recipe, *, genome: Genome, seed: int = 0, **changes
     v = rng.uniform(-0.9, 0.9, size=K)
     noise = recipe.overlap * np.outer(v, v)
     np.fill_diagonal(noise, 1.0)
+    if like is not None:
+        noise = like.noise_correlation
     root = np.linalg.cholesky(noise)
     z = np.empty((M, K))
     for number, region in enumerate(genome.regions):

@@ -11,9 +11,9 @@ import pytest
 from deepwas.ld import LDBlock
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.growing import _grow
-from deepwas.pleiotropy.learning import TOGETHER, JointBlock, learn, least_slab, locate, panel_error
+from deepwas.pleiotropy.learning import TOGETHER, Counts, JointBlock, learn, least_slab, locate, panel_error
 from deepwas.pleiotropy.model_of import prior_direct
-from deepwas.pleiotropy.sharing import Sample, Shares
+from deepwas.pleiotropy.sharing import Sample, Shares, smoothed
 from tests.dense import ld_matrix
 
 N, SLAB = 1e5, 6e-4
@@ -72,26 +72,40 @@ def test_pairs_are_solved_for_with_sizes_and_marginals_held():
 
 def test_numbers_of_traits_are_smoothed_by_as_many_variants_as_are_said():
     """Half as counted, half by the smoothest shares of the same mean: uniform ones for a mean in the middle."""
-    counted = np.array([0, 0, 0.0, 6.0, 0.0, 2.0, 2.0])  # mean 4 of 2 to 6
-    pairs = np.full((6, 6), 1.0) - np.eye(6)
-    shares = Shares(counted / 50, pairs / 50, tilt=0.3, effects=50.0)
-    found = shares.smoothed(10.0)
-    np.testing.assert_allclose(50 * found.sizes, (counted + np.array([0, 0, 2.0, 2.0, 2.0, 2.0, 2.0])) / 2, atol=1e-6)
     n = np.arange(7)
-    assert found.sizes.sum() == pytest.approx(shares.sizes.sum())
-    assert n @ found.sizes == pytest.approx(n @ shares.sizes)
-    ratio = (n * (n - 1)) @ found.sizes / ((n * (n - 1)) @ shares.sizes)
-    np.testing.assert_allclose(found.pairs, ratio * shares.pairs)
-    assert (found.tilt, found.effects) == (0.3, 50.0)
+    counted, possible = np.array([0, 0, 0.0, 6.0, 0.0, 2.0, 2.0]), n >= 1  # mean 4 of 2 to 6
+    pairs = np.full((6, 6), 1.0) - np.eye(6)
+    sizes, scaled = smoothed(counted, pairs, possible, 10.0)
+    np.testing.assert_allclose(sizes, (counted + np.array([0, 0, 2.0, 2.0, 2.0, 2.0, 2.0])) / 2, atol=1e-6)
+    assert sizes.sum() == pytest.approx(10)
+    assert n @ sizes == pytest.approx(n @ counted)
+    np.testing.assert_allclose(scaled, pairs * ((n * (n - 1)) @ sizes) / ((n * (n - 1)) @ counted))
     # Where all are of two traits, or of all traits, they stay so; of two traits there is one number.
     for only in (2, 6):
-        one = Shares(np.where(n == only, 0.2, 0.0), effects=50.0)
-        np.testing.assert_allclose(one.smoothed(10.0).sizes, one.sizes, atol=1e-4)
-    two = Shares(np.array([0, 0, 0.1]))
-    assert two.smoothed(5.0) is two
+        one = np.where(n == only, 3.0, 0.0)
+        np.testing.assert_allclose(smoothed(one, pairs, possible, 10.0)[0], one, atol=1e-4)
+    two, few = np.array([0, 0, 0.1]), np.array([False, True, True])
+    assert smoothed(two, np.ones((2, 2)), few, 5.0)[0] is two
     # Shares that fall by one factor are as smooth as can be.
-    falling = Shares(np.array([0, 0, 0.4, 0.2, 0.1, 0.05]), effects=9.0)
-    np.testing.assert_allclose(falling.smoothed(30.0).sizes, falling.sizes, atol=1e-9)
+    falling = np.array([0, 0, 4.0, 2.0, 1.0, 0.5, 0.25])
+    np.testing.assert_allclose(smoothed(falling, pairs, possible, 30.0)[0], falling, atol=1e-6)
+    # Numbers of traits without a set have none.
+    holed = smoothed(np.array([0, 0, 4.0, 0, 0, 0, 4.0]), pairs, np.isin(n, [1, 2, 4, 6]), 8.0)[0]
+    np.testing.assert_allclose(holed, [0, 0, 4 / 2 + 4 / 3, 0, 4 / 3, 0, 4 / 2 + 4 / 3], atol=1e-6)
+
+
+@pytest.mark.parametrize(("K", "variants"), [(8, 2.0), (20, 10.0)])
+def test_few_shared_variants_of_many_traits_keep_their_number_of_traits(K, variants):
+    """What is added so that nothing is impossible is not taken for counted."""
+    model = model_of(K)
+    counts = Counts.zero(model)
+    counts.sizes[1], counts.sizes[2] = 40.0, variants
+    counts.present[:] = (40.0 + 2 * variants) / K
+    counts.pairs[0, 1] = counts.pairs[1, 0] = variants
+    shares = counts.shares(model)
+    assert shares.effects * shares.sizes[2] == pytest.approx(variants + 0.05, abs=1e-3)
+    assert shares.effects * shares.pairs[0, 1] == pytest.approx(variants, abs=1e-3)
+    np.testing.assert_allclose(shares.effects * shares.sizes[3:], 0.05, atol=1e-3)
 
 
 def test_weak_z_scores_put_no_second_effect_beside_every_first():

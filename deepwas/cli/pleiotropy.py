@@ -298,8 +298,8 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
     _show_checks(found)
     if total["loci_unresolvable"]:
         say(
-            f"{total['loci_unresolvable']:,} of {total['loci']:,} loci may be two effects in LD of r2 > 0.8 as well "
-            "as one (UNRESOLVABLE, P_SPLIT in loci.tsv)"
+            f"{total['loci_unresolvable']:,} of {total['loci']:,} loci: one effect cannot be told from two in LD of "
+            "r2 > 0.8 (UNRESOLVABLE, P_SPLIT in loci.tsv)"
         )
     if total["loci_impure"]:
         said = f"{total['loci_impure']:,} of {total['loci']:,} loci"

@@ -30,7 +30,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-UNRESOLVABLE = 0.25  # of `Locus.split`: the z-scores do not hold one effect for three times as likely as two
+_UNRESOLVABLE = 0.25  # of `Locus.split`: the z-scores do not hold one effect for three times as likely as two
 KEPT = "ld_kept"  # of the values of a block's variants: what `ld_kept` gives
 CLASSES = ("none", "pleiotropic", "vertical", "ld_only", "single", "confounder")
 _SHARES = ("pleiotropy", "single", "vertical", "confounder", "apart")
@@ -90,8 +90,8 @@ class Locus:
 
     of_class: (C + F,), probability that it exists and is of the class.  apart: at its lead, given that it exists.
     nearest: largest r^2 of its lead with another set's of the block.
-    split: of a shared set the probability, by the z-scores alone, that its effect is two of variants in LD r^2 >
-        `CLOSEST`; nan of others.
+    split: of a shared set the probability, by the z-scores alone, that its effect is two, at variants in LD r^2 >
+        `CLOSEST` with the lead; nan of others.
     """
 
     block: int
@@ -107,7 +107,7 @@ class Locus:
     @property
     def unresolvable(self) -> bool:
         """One effect here cannot be told from two so close to one another."""
-        return self.nearest > CLOSEST or self.split > UNRESOLVABLE
+        return self.nearest > CLOSEST or self.split > _UNRESOLVABLE
 
     def shared(self, model: TraitModel) -> float:
         """Probability that a member has effects of its own on two traits or more."""

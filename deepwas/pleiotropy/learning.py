@@ -10,8 +10,8 @@ The slab stays at what makes an effect visible, N s >= `_VISIBLE` times the nois
 none, so nothing would speak against them wherever other traits have an effect.
 
 How often variants act on several traits follows from what is counted (`deepwas.pleiotropy.sharing`), with `_SIZE_COUNT`
-more variants of each number of traits, and `_PRIOR_COUNT` more effects on one trait alone; numbers of traits are as
-frequent as counted together with `_SMOOTH_COUNT` variants that tell nothing but their mean.
+more variants of each number of traits, and `_PRIOR_COUNT` more effects on one trait alone; the shares of numbers of
+traits are shrunk with the weight of `_SMOOTH_COUNT` variants towards a geometric series of the same mean.
 
 Effects of different variants lie near one another more often than by chance where loci are what matters. The log odds
 of two effects in LD r^2 > 0.2 move to the log of their number over that by chance, `_PAIR_COUNT` added to the latter
@@ -44,7 +44,7 @@ from deepwas.finemapping.block import BlockEffects, Task, locate_effects
 from deepwas.finemapping.groups import CLOSE
 from deepwas.finemapping.sets import purity
 from deepwas.pleiotropy.configurations import TraitModel
-from deepwas.pleiotropy.sharing import Sample, Shares
+from deepwas.pleiotropy.sharing import Sample, Shares, smoothed
 
 __all__ = [
     "Counts",
@@ -64,7 +64,7 @@ _PRIOR_COUNT = 0.5
 _PAIR_COUNT = 0.5  # pairs of effects in LD, by chance
 _APART = 0.8  # LD r^2 below which two effects can be told from one
 _SIZE_COUNT = 0.05  # variants of each number of traits
-_SMOOTH_COUNT = 5.0  # variants of smoothly changing numbers of traits
+_SMOOTH_COUNT = 5.0  # variants
 _VISIBLE = 10.0  # times the noise
 _LEAP = 1.5  # of a slab's logarithm, a round
 _RAISES = 2  # of a block's noise
@@ -163,7 +163,7 @@ class Counts:
         changed = replace(model, slab=model.slab * np.exp(step), together=together, background=own)
         moved = max(np.abs(step).max(), np.abs(close - before).max(), np.abs(own - model.background).max())
         if sample is not None:
-            changed, now = sample.solve(changed, self.shares())
+            changed, now = sample.solve(changed, self.shares(model))
             then = sample.expected(model)
             for one, other in ((now.sizes[2:], then.sizes[2:]), (now.pairs, then.pairs)):
                 moved = max(moved, np.abs(np.log((one + _PRIOR_COUNT) / (other + _PRIOR_COUNT))).max())
@@ -177,12 +177,15 @@ class Counts:
         pairs = np.outer(self.around, self.located) / max(self.variants, 1) / 2
         return np.array([pairs[~disjoint].sum(), pairs[disjoint].sum()])
 
-    def shares(self) -> Shares:
+    def shares(self, model: TraitModel) -> Shares:
         """What is counted of variants that act on several traits, over all effects."""
         K = len(self.present)
-        sizes = np.where(np.arange(K + 1) >= 2, self.sizes + _SIZE_COUNT, 0.0)
-        effects = float(self.present.sum() + np.arange(K + 1) @ (sizes - self.sizes).clip(0) + _PRIOR_COUNT * K)
-        return Shares(sizes / effects, self.pairs / effects, self.tilt / effects, effects).smoothed(_SMOOTH_COUNT)
+        n = np.arange(K + 1)
+        possible = np.isin(n, model.sets.sum(axis=1))
+        sizes, pairs = smoothed(np.where(n >= 2, self.sizes, 0.0), self.pairs, possible, _SMOOTH_COUNT)
+        sizes = np.where(n >= 2, sizes + _SIZE_COUNT, 0.0)
+        effects = float(self.present.sum() + _SIZE_COUNT * n[2:].sum() + _PRIOR_COUNT * K)
+        return Shares(sizes / effects, pairs / effects, self.tilt / effects, effects)
 
 
 def least_slab(model: TraitModel) -> Floats:

@@ -226,7 +226,7 @@ def _first_record(
 ) -> dict[str, Any]:
     given = {
         "format": "deepwas-pleiotropy",
-        "format_version": 1,
+        "format_version": 2,
         "deepwas_version": __version__,
         "traits": [
             {"name": name, "sample_size": float(n), **record}
@@ -296,7 +296,9 @@ def _compute(
             joint.scored_rows(i),
             [*values_of(found, model, scored, structure.passing), ld_kept(block.factor[:, scored])],
             block_figures(block, found, model, scored) + fit_figures(block, found, model, panel),
-            loci_of(found, block.factor, block.rows.start, scored, split_probabilities(block, found, model, panel)),
+            loci_of(
+                found, block.factor, block.rows.start, scored, split_probabilities(block, found, model, scored, panel)
+            ),
         )
         say("classifying LD blocks", done, len(joint))
     return model, extra

@@ -32,7 +32,7 @@ from deepwas.pleiotropy.configurations import TraitModel
 if TYPE_CHECKING:
     from deepwas.pleiotropy.learning import JointBlock
 
-__all__ = ["Expected", "Sample", "Shares"]
+__all__ = ["Expected", "Sample", "Shares", "smoothed"]
 
 Floats = NDArray[np.float64]
 
@@ -62,31 +62,30 @@ class Shares:
     tilt: float | None = None
     effects: float = 1.0
 
-    def smoothed(self, count: float) -> Shares:
-        """The same, `count` variants more taken from the smoothest sizes of equal mean, and as many fewer in all.
 
-        Of sizes that few variants tell, one would be found frequent and its neighbours empty. The smoothest sizes fall
-        or rise by one factor from n to n + 1. Pairs are scaled like the number of pairs in all sizes.
-        """
-        n = np.arange(len(self.sizes), dtype=np.float64)
-        total = float(self.sizes.sum())
-        if len(n) < 4 or total <= 0:
-            return self
-        even = total * _geometric(n, float(n @ self.sizes) / total)
-        share = count / (count + total * self.effects)
-        sizes = (1 - share) * self.sizes + share * even
-        pairs = self.pairs
-        if pairs is not None:
-            pairs = pairs * float((n * (n - 1)) @ sizes) / float((n * (n - 1)) @ self.sizes)
-        return replace(self, sizes=sizes, pairs=pairs)
+def smoothed(sizes: Floats, pairs: Floats, possible: NDArray[np.bool_], count: float) -> tuple[Floats, Floats]:
+    """Numbers of variants by number of traits, shrunk with the weight of `count` variants towards shares that fall or
+    rise by one factor from n to n + 1 and have the same mean; and pairs, scaled like the pairs in all sizes.
+
+    Where few variants tell, one number of traits would be found frequent and its neighbours never to be.
+
+    sizes: (K + 1,), 0 for n < 2.  pairs: (K, K).  possible: (K + 1,), the numbers that there are sets of.
+    """
+    n = np.arange(len(sizes), dtype=np.float64)
+    total = float(sizes.sum())
+    if possible[2:].sum() < 2 or total <= 0:
+        return sizes, pairs
+    even = total * _geometric(n, possible & (n >= 2), float(n @ sizes) / total)
+    found = (total * sizes + count * even) / (total + count)
+    return found, pairs * float((n * (n - 1)) @ found) / float((n * (n - 1)) @ sizes)
 
 
-def _geometric(n: Floats, mean: float) -> Floats:
-    """Shares of n >= 2 that change by one factor from one to the next, with this mean; 0 below."""
+def _geometric(n: Floats, possible: NDArray[np.bool_], mean: float) -> Floats:
+    """Shares of the n that are possible, in a geometric series of n, with this mean."""
     low, high = -_STEEPEST, _STEEPEST
     for _ in range(_BISECTIONS):
         slope = (low + high) / 2
-        each = np.where(n >= 2, np.exp(slope * (n - (n[-1] if slope > 0 else 2.0))), 0.0)
+        each = np.where(possible, np.exp(slope * (n - n[possible][-1 if slope > 0 else 0])), 0.0)
         each /= each.sum()
         low, high = (slope, high) if n @ each < mean else (low, slope)
     return np.asarray(each)
