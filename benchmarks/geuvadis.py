@@ -113,6 +113,8 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
         for name, own in calls.items():
             tests[name] += [{"half": number, **tested(call, halves[number], halves[1 - number])} for call in own]
     strong = [x for x in tests["intersection"] if x["score"] > _BOTH]
+    compared = equal(tests)
+    most = max((level["calls"] for level in compared), default=0)
     return {
         "settings": asdict(problem),
         "size": {
@@ -123,11 +125,11 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
         },
         "halves": learned,
         "bins": {name: [rates(within(tests[name], low, high)) for low, high in BINS] for name in MODELS},
-        "equal": equal(tests),
+        "equal": compared,
         "by_model": [
             {"low": low, "high": high, **rates(within(strong, low, high, key="model"))} for low, high in SHARES
         ],
-        "calls": tests,
+        "calls": {name: sorted(own, key=lambda x: -x["score"])[:most] for name, own in tests.items()},
     }
 
 

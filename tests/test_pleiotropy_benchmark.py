@@ -77,6 +77,17 @@ def test_classes_follow_from_the_effects(mixed):
     assert acting / (6 * len(mixed.klass)) == pytest.approx(0.02, rel=0.1)
 
 
+def test_replicates_of_the_same_traits_differ_in_their_effects(genome, mixed):
+    other = simulate("mixed", genome=genome, seed=4, like=mixed, polygenicity=0.02)
+    for name in ("annotations", "T", "loading", "noise_correlation"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(mixed, name))
+    assert (other.D & mixed.D).sum() < 0.1 * mixed.D.sum()
+    through = other.total @ (np.eye(6) - mixed.T)
+    np.testing.assert_allclose(through, other.own + np.outer(other.factor, mixed.loading), atol=1e-12)
+    for name, prior in mixed.priors.items():
+        np.testing.assert_allclose(other.priors[name], prior, rtol=1e-9)
+
+
 def test_pairs_are_distinct_variants_of_two_traits_in_ld(genome, mixed):
     assert len(mixed.pairs) == mixed.recipe.counts(genome.M)["ld_only"] // 2
     for pair in mixed.pairs:
