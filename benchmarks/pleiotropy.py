@@ -20,7 +20,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -260,6 +260,11 @@ def _begin(plan: Preset, world: Path) -> None:
 
     jax.devices()
     if allowed is not None:
+        # JAX's own threads, too: they would all stay on the one core.
+        tasks = Path("/proc/self/task")
+        for thread in tasks.iterdir() if tasks.is_dir() else ():
+            with suppress(ProcessLookupError):  # it has ended
+                os.sched_setaffinity(int(thread.name), allowed)
         os.sched_setaffinity(0, allowed)
     _shared.update(plan=plan, genome=load_genome(world))
 
