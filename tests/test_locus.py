@@ -244,7 +244,7 @@ def test_a_view_holds_what_the_folder_the_runs_and_the_ld_say(world):
     assert "pleiotropic" in view.title
     assert "0.90" in view.title
     assert "unresolvable, LD block flagged: bmi=outliers+panel" in view.subtitle
-    assert view.sets["SAID"].to_list() == ["1: height,bmi, shared 0.9, unresolvable, flagged bmi=outliers+panel"]
+    assert view.sets["SAID"].to_list() == ["1: height,bmi, shared 0.9, unresolvable, flagged"]
     own = locus_view(world.folder / "whole", world.store, variant="1:8,000", window=5000)
     for name in NAMES:
         np.testing.assert_allclose(own.values("Z", name), view.values("Z", name), rtol=1e-6)

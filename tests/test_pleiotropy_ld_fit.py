@@ -15,6 +15,7 @@ from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.joint import Traits
 from deepwas.pleiotropy.ld_fit import fit_columns, fit_figures, fit_of_ld
 from deepwas.pleiotropy.learning import JointBlock, locate
+from deepwas.pleiotropy.tables import called_loci, flagged_beyond_panel
 from deepwas.specs import validate_table
 from deepwas.sumstats import HarmonisedSumstats
 from deepwas.tally import Tally
@@ -84,11 +85,20 @@ def test_flags_join_what_runs_know_and_what_is_left():
     assert found.record["bmi"]["tested"]
     assert not found.record["ldl"]["tested"]
     assert found.record["ldl"]["flagged"] == 3
-    assert found.notes[0].startswith("bmi: the LD is not that of these z-scores: noise 1.20")
+    assert found.notes[0].startswith("bmi: the LD may not be that of these z-scores: noise 1.20")
     assert "2 of 4 LD blocks flagged" in found.notes[0]
     assert found.notes[1].startswith("ldl: the LD panel of 400 people is small")
     assert found.notes[2].startswith("ldl: no run says")
     assert len(found.notes) == 3
+
+
+def test_loci_flagged_for_a_small_panel_alone_are_told_from_others():
+    flags = [None, "bmi=panel", "bmi=panel;ldl=panel", "bmi=panel;ldl=outliers+panel", "bmi=residual", "my panel=small"]
+    loci = pl.DataFrame({"FLAG": flags, "LFDR": [0.5, 0.01, 0.02, 0.12, 0.011, 0.9]})
+    assert flagged_beyond_panel(loci).to_list() == [False, False, False, True, True, True]
+    # Means from the smallest on: 0.01, 0.0105, 0.014, 0.04, then more than 0.05.
+    assert called_loci(loci).to_list() == [False, True, True, True, True, False]
+    assert not called_loci(loci.clear()).any()
 
 
 def test_wrong_ld_of_one_trait_is_flagged_in_the_tables(tmp_path):

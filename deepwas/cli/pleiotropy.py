@@ -307,13 +307,17 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
         say(f"{said} hold variants that are hardly in LD (|r| < {least:g}, IMPURE in loci.tsv)")
     if total["loci_flagged"]:
         said = f"{total['loci_flagged']:,} of {total['loci']:,} loci"
-        say(f"{said} are in LD blocks flagged for LD mismatch of a trait (FLAG in loci.tsv)")
+        beyond = total["loci_flagged_beyond_panel"]
+        say(
+            f"{said} are in LD blocks flagged for LD mismatch of a trait (FLAG in loci.tsv), {beyond:,} of them for "
+            "more than a panel that is small for their effects"
+        )
     if total["not_converged"]:
         say(f"warning: {total['not_converged']:,} LD block(s) did not come to rest")
     say(
         f"{out}: {total['variants']:,} variants in {total['blocks']:,} LD blocks, {total['pleiotropic']:.3g} of them "
         f"expected to act on two traits or more; called at FDR 5%: {total['called_at_fdr_5']:,} variants, "
-        f"{total['loci_called_at_fdr_5']:,} loci."
+        f"{total['loci_called_at_fdr_5']:,} loci, {total['loci_called_unresolvable']:,} of these UNRESOLVABLE."
     )
 
 

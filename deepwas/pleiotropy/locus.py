@@ -218,7 +218,7 @@ def _finemap_sets(sets: pl.DataFrame) -> pl.DataFrame:
 
 
 def _flagged() -> pl.Expr:
-    return pl.when(pl.col("FLAG").is_null()).then(pl.lit("")).otherwise(pl.format(", flagged {}", "FLAG"))
+    return pl.when(pl.col("FLAG").is_null()).then(pl.lit("")).otherwise(pl.lit(", flagged"))
 
 
 def _share(column: str) -> pl.Expr:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ _INSIDE = 8.2  # of them, about, are a panel's
 _GENOME_WIDE = 5e-8
 _LEAST = 0.005  # inclusion probability drawn
 _SMALL = 7  # points, of words in panels
+_LETTERS = 120  # of a line of the title
 _LINES = 8  # of genes or sets, at most
 _LEGEND = 6.0  # inches, beside the words
 _LARGER = 150.0  # points squared, the first trait's marks over the last's
@@ -79,7 +81,8 @@ def locus_figure(view: LocusView) -> Figure:
     axes[-1].set_xlim(low / 1e6, high / 1e6)
     axes[-1].ticklabel_format(axis="x", useOffset=False)
     axes[-1].set_xlabel(f"chromosome {view.chromosome}, Mb ({view.genome_build})", fontsize=9)
-    figure.suptitle(f"{view.title}\n{view.subtitle}", x=0.01, ha="left", fontsize=9.5)
+    title = "\n".join([view.title, *wrap(view.subtitle, _LETTERS)])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9.5)
     figure.align_ylabels(axes)
     return figure
 

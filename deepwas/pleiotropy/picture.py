@@ -11,6 +11,7 @@ import polars as pl
 
 from deepwas.files import atomic_path
 from deepwas.genome import chromosome_rank
+from deepwas.pleiotropy.tables import called_loci, flagged_beyond_panel
 
 if TYPE_CHECKING:
     from deepwas.pleiotropy.run import Pleiotropy
@@ -36,9 +37,12 @@ _LEAST = 0.01
 
 
 def plot_map(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
-    """Loci along each chromosome, as high as their expected number of traits, coloured by class, hollow where they
-    cannot be told from two, crossed where a trait's LD is flagged, ringed where called at an FDR of 5%; below,
-    P_PLEIOTROPY of each variant."""
+    """Loci along each chromosome, as high as their expected number of traits, coloured by class; below,
+    P_PLEIOTROPY of each variant.
+
+    Hollow where one effect cannot be told from two, crossed where a trait's LD is flagged for more than a small panel,
+    ringed where called at an FDR of 5%.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -58,12 +62,13 @@ def plot_map(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
             said = f"{_SAID[kind]} ({here.sum():,})"
             top.scatter(x[here], height[here], s=26, c=face.tolist(), edgecolors=colour, lw=1.0, label=said, zorder=3)
     total = found.record["totals"]
-    called = np.zeros(loci.height, bool)
-    called[np.argsort(loci["LFDR"].to_numpy(), kind="stable")[: total["loci_called_at_fdr_5"]]] = True
+    if hollow.any():
+        top.scatter([], [], s=26, c="white", edgecolors=_INK, lw=1.0, label=f"hollow: unresolvable ({hollow.sum():,})")
+    called = called_loci(loci).to_numpy()
     if called.any():
         said = f"called at FDR 5% ({called.sum():,})"
         top.scatter(x[called], height[called], s=80, facecolors="none", edgecolors=_INK, lw=0.9, label=said, zorder=2)
-    flagged = loci["FLAG"].is_not_null().to_numpy()
+    flagged = flagged_beyond_panel(loci).to_numpy()
     if flagged.any():
         said = f"LD block flagged ({flagged.sum():,})"
         top.scatter(x[flagged], height[flagged], s=16, marker="x", color=_INK, lw=0.8, label=said, zorder=4)
@@ -80,7 +85,8 @@ def plot_map(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
     _chromosomes((top, bottom), spans)
     figure.suptitle(
         f"Pleiotropy of {', '.join(names)}: {total['pleiotropic']:.3g} variants of two traits or more expected; of "
-        f"{total['loci']:,} loci {total['loci_called_at_fdr_5']:,} are called at FDR 5%",
+        f"{total['loci']:,} loci {total['loci_called_at_fdr_5']:,} are called at FDR 5%, "
+        f"{total['loci_called_unresolvable']:,} of these unresolvable",
         x=0.01,
         ha="left",
         fontsize=11,

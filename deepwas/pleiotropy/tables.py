@@ -18,7 +18,16 @@ from deepwas.pleiotropy.joint import JointBlocks, Traits
 from deepwas.posterior.progress import Computed
 from deepwas.posterior.tables import names_of
 
-__all__ = ["effect_table", "loci_in_order", "locus_table", "pair_table", "totals_of", "variant_table"]
+__all__ = [
+    "called_loci",
+    "effect_table",
+    "flagged_beyond_panel",
+    "loci_in_order",
+    "locus_table",
+    "pair_table",
+    "totals_of",
+    "variant_table",
+]
 
 Floats = NDArray[np.float64]
 
@@ -253,13 +262,27 @@ def totals_of(table: pl.DataFrame, loci: pl.DataFrame, computed: Computed) -> di
         "loci": loci.height,
         "loci_called_at_fdr_5": _called(loci["LFDR"], 0.05),
         "loci_by_class": {name: int((loci["CLASS"] == name).sum()) for name in CLASSES[1:]},
+        "loci_called_unresolvable": int(loci.filter(called_loci(loci))["UNRESOLVABLE"].sum()),
         "loci_unresolvable": int(loci["UNRESOLVABLE"].sum()),
         "loci_impure": int(loci["IMPURE"].sum()),
         "loci_flagged": int(loci["FLAG"].is_not_null().sum()),
+        "loci_flagged_beyond_panel": int(flagged_beyond_panel(loci).sum()),
         "effects": float(computed.blocks[:, 0].sum()),
         "effects_sd": float(np.sqrt(computed.blocks[:, 1].sum())),
         "not_converged": int((computed.blocks[:, 2] == 0).sum()),
     }
+
+
+def called_loci(loci: pl.DataFrame, level: float = 0.05) -> pl.Series:
+    """Which loci are called: those of the smallest local false discovery rates, as many as have a mean of at most
+    `level`."""
+    rank = loci["LFDR"].rank("ordinal")
+    return rank <= _called(loci["LFDR"], level)
+
+
+def flagged_beyond_panel(loci: pl.DataFrame) -> pl.Series:
+    """Whose FLAG has another reason than `panel`: the error of a small panel is allowed for."""
+    return loci["FLAG"].str.replace_all(r"[^=;]+=panel(;|$)", "").fill_null("") != ""
 
 
 def _called(local_fdr: pl.Series, level: float) -> int:

@@ -76,9 +76,9 @@ def _warnings(blocks: int, odd: int, small: int, noise: dict[str, float | None],
     many = max(2, _MANY * blocks)
     if level >= _NOISY or odd >= many:
         out.append(
-            f"the LD is not that of these z-scores: noise {level:.2f} (1 where it is), {odd:,} of {blocks:,} LD blocks "
-            "flagged. Inclusion probabilities and credible sets may be off, those of flagged blocks first of all. Use "
-            "LD of the GWAS's own people, or of more people of their ancestry."
+            f"the LD may not be that of these z-scores: noise {level:.2f} (1 where it is), {odd:,} of {blocks:,} "
+            "LD blocks flagged. Inclusion probabilities and credible sets may be off, those of flagged blocks first of "
+            "all. Use LD of the GWAS's own people, or of more people of their ancestry."
         )
     if small >= many:
         out.append(
