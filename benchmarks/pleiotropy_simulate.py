@@ -54,7 +54,7 @@ class Recipe:
     trait with a path out of it become vertical.
     direct_traits: fewest and most traits of a direct variant (None: K).
     sharers: traits that direct variants act on, the first ones (None: all).
-    silent: last traits on which nothing acts; their prior is that of the others all the same.
+    silent: last traits on which nothing acts; their prior is that of others that share nothing all the same.
     paths: edges of T, which has no cycle.  path: range of their absolute size.
     factor_traits: traits that the factor moves, by 0.5 to 1.
     pair_r2: range of r2 between the two variants of an ld_only pair, evenly filled as far as the LD allows.
@@ -336,18 +336,18 @@ def _weights(recipe: Recipe, shared: Array, specific: Array) -> Array:
 def _inclusion(recipe: Recipe, counts: Mapping[str, int], weight: Array) -> Array:
     """(M, K) probability of an own effect, given enrichment; of pairs, one variant in two follows it.
 
-    A direct variant of n traits is drawn by their mean enrichment, so trait k, one of them with probability n / K, has
-    (w_k + sum of n - 1 others) / n of it.
+    A direct variant of n of S traits that share is drawn by their mean enrichment, so trait k, one of them with
+    probability n / S, has (w_k + sum of n - 1 others) / n of it. Silent traits are given what others have that share
+    nothing.
     """
     M, K = weight.shape
-    others = (weight.sum(axis=1, keepdims=True) - weight) / (K - 1)
+    S = recipe.all_sharers
     extra = 0.5 * (recipe.direct_traits[0] + recipe.most_direct) - 1
-    effects = (
-        counts["single"] * weight
-        + counts["direct"] * (weight + extra * others)
-        + counts["ld_only"] * 0.5 * (weight + 1)
-    )
-    return np.asarray(effects / (K * M))
+    effects = (counts["single"] * weight + counts["ld_only"] * 0.5 * (weight + 1)) / (K - recipe.silent)
+    sharing = weight[:, :S]
+    others = (sharing.sum(axis=1, keepdims=True) - sharing) / (S - 1)
+    effects[:, :S] += counts["direct"] * (sharing + extra * others) / S
+    return np.asarray(effects / M)
 
 
 class _Picked:

@@ -400,6 +400,19 @@ def test_some_traits_share_and_some_are_silent(genome):
     assert found.D[found.direct][:, :2].all()
     assert not found.D[found.direct][:, 2:].any()
     assert not found.total[:, 4].any()
+    # Priors have as many effects of each trait as there are; the last is given what others have that share nothing.
+    said = found.priors["flat"].sum(axis=0) / found.recipe.effect_variance(genome.M)
+    drawn = np.mean(
+        [
+            simulate(
+                "c", genome=genome, seed=s, traits=5, polygenicity=0.05, sharers=2, silent=1, factor_traits=3
+            ).D.sum(axis=0)
+            for s in range(20)
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose(said[:4], drawn[:4], rtol=0.06)
+    assert said[4] == pytest.approx(said[3])
     assert (found.D[:, 2:4].sum(axis=0) > 0).all()
     np.testing.assert_allclose(found.priors["flat"][:, 4], found.priors["flat"][:, 3])
     for wrong in ({"silent": 4}, {"sharers": 1}, {"sharers": 5, "silent": 1}, {"factor_traits": 5, "silent": 1}):

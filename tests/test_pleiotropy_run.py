@@ -465,6 +465,23 @@ def test_a_factor_of_weak_effects_is_found_among_many_strong_ones():
     assert np.sort(np.square(effects[:own]).sum(axis=1))[-30] > np.square(effects[own:]).sum(axis=1).max()
 
 
+def test_two_traits_that_alone_share_variants_are_no_factor():
+    """Own effects of two traits of six: were all pairs as likely to share, lines among them would look like factors."""
+    rng = np.random.default_rng(2)
+    K, n = 6, 90
+    sets = np.array([[c >> k & 1 for k in range(K)] for c in range(1, 2**K) if bin(c).count("1") >= 2], float)
+    share = np.where((sets.sum(axis=1) == 2) & (sets[:, 0] * sets[:, 1] == 1), 0.0, -6.0)
+    covariances = 4e-4 * sets[:, :, None] * np.eye(K)
+    blind = known = 0
+    for _ in range(5):
+        effects = rng.normal(0, 0.02, size=(n, K)) * (np.arange(K) < 2) + rng.normal(0, 2e-3, size=(n, K))
+        given = effects, np.ones(n), covariances, np.full(K, 4e-4), 4e-6 * np.eye(K)
+        blind += sum(one.probability > 0.5 for one in find_factors(*given))
+        known += sum(one.probability > 0.5 for one in find_factors(*given, share))
+    assert blind > 5
+    assert known <= 1
+
+
 def test_uncertain_paths_and_factors_enter_the_classes():
     rng = np.random.default_rng(2)
     size, slab = np.array([1e5, 2e5, 5e4]), np.array([1e-4, 3e-4, 2e-4])

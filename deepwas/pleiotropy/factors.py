@@ -4,8 +4,10 @@ The effects of n variants that seem to act on several traits, b_i (K,) with erro
 
     b_i ~ (1 - w) sum_c q_c N(0, V_c + E) + w N(0, a a^T + E),
 
-own effects on two traits or more, c their set, or one effect v ~ N(0, 1) with loadings a on the traits S. All sets of
-one size have the same q_c; sizes' shares, w and a are fitted by expectation-maximisation, from many starts.
+own effects on two traits or more, c their set, or one effect v ~ N(0, 1) with loadings a on the traits S. Sets of one
+size are as frequent, beside one another, as the model has them: were all alike, own effects of two traits that alone
+share variants would be taken for a factor. Sizes' shares, w and a are fitted by expectation-maximisation, from many
+starts.
 
 A factor is believed by its evidence, the likelihood integrated over a ~ N(0, diag u^2), u^2 the slabs, and over w, by
 Laplace's method, and over the choice of S: two variants always lie on a line, three rarely do by chance. With
@@ -53,20 +55,23 @@ class HeritableFactor:
     probability: float
 
 
-def find_factors(effects: Floats, weights: Floats, sets: Floats, slab: Floats, error: Floats) -> list[HeritableFactor]:
+def find_factors(
+    effects: Floats, weights: Floats, sets: Floats, slab: Floats, error: Floats, log_share: Floats | None = None
+) -> list[HeritableFactor]:
     """Factors that the effects show, the clearest first; often none. Two traits are too few to show any.
 
     After one that is less likely than not no other is looked for.
 
     effects: (n, K), without what other traits pass on.  weights: (n,), probability that each acts on several traits.
     sets: (C, K, K), V_c, covariance of own effects on each set of two traits or more.  slab: (K,), u^2, variances of
-    effects.  error: (K, K), E.
+    effects.  error: (K, K), E.  log_share: (C,), log of how frequent the sets are, but for a constant of each size; all
+    sets of a size alike by default.
     """
     K = effects.shape[1]
     out: list[HeritableFactor] = []
     if K < 3 or weights.sum() < _LEAST_MEMBERS:
         return out
-    problem = _Problem(effects, weights, sets, slab, error)
+    problem = _Problem(effects, weights, sets, slab, error, np.zeros(len(sets)) if log_share is None else log_share)
     while len(out) < _MOST_FACTORS and (not out or out[-1].probability > _LIKELY):
         found = problem.best([one.loadings for one in out], _PRIOR_ODDS[min(len(out), 1)])
         if found is None or found.probability < _POSSIBLE or found.members < _LEAST_MEMBERS:
@@ -78,7 +83,7 @@ def find_factors(effects: Floats, weights: Floats, sets: Floats, slab: Floats, e
 class _Problem:
     """Effects, whitened by their errors once."""
 
-    def __init__(self, effects: Floats, weights: Floats, sets: Floats, slab: Floats, error: Floats):
+    def __init__(self, effects: Floats, weights: Floats, sets: Floats, slab: Floats, error: Floats, log_share: Floats):
         self.weights, self.slab = weights, slab
         values, vectors = np.linalg.eigh(error)
         self.half = (vectors / np.sqrt(values)) @ vectors.T  # E^-1/2
@@ -87,7 +92,11 @@ class _Problem:
         size = (np.einsum("ckk->ck", sets) > 0).sum(axis=1)
         each = np.stack([_log_density(self.x, self.half @ V @ self.half + np.eye(self.K)) for V in sets])
         self.of_size = np.stack(
-            [np.logaddexp.reduce(each[size == n], axis=0) - log((size == n).sum()) for n in np.unique(size)]
+            [
+                np.logaddexp.reduce(each[size == n] + log_share[size == n, None], axis=0)
+                - np.logaddexp.reduce(log_share[size == n])
+                for n in np.unique(size)
+            ]
         )  # (sizes, n)
         self.strength = np.square(self.x).sum(axis=1) * weights
         self.seen = np.abs(effects) / np.sqrt(np.diag(error)) > _SEEN

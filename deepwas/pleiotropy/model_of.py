@@ -203,7 +203,8 @@ def _factors(
         return []
     sets = model.masks[size >= 2][:, :, None] * np.diag(model.slab)[None]
     error = own.T @ (model.noise / np.outer(n, n)) @ own
-    factors = find_factors(np.array(effects) @ own, np.array(weights), sets, model.slab, error)
+    share = model.log_odds(model.mean_direct[None])[0, size >= 2]
+    factors = find_factors(np.array(effects) @ own, np.array(weights), sets, model.slab, error, share)
     spread = np.linalg.inv(own)
     return [replace(one, loadings=one.loadings @ spread) for one in factors]
 
