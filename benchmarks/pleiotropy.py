@@ -92,7 +92,7 @@ def _cells(most: int, some: int, few: int) -> dict[str, Cell]:
         "g": Cell("g", most, sizes=SIZES),
         "h": Cell("h", some, sizes=SIZES, priors=("flat", "informative", "misleading")),
         # Of more effects deepwas can learn something itself.
-        "h, 5e-3": Cell("h", some + 2, {"polygenicity": 5e-3}, sizes=SIZES[1:], priors=("flat", *FITTED[1:])),
+        "h, 5e-3": Cell("h", some + 2, {"polygenicity": 5e-3}, sizes=SIZES[:2], priors=("flat", *FITTED[1:])),
         "mixed, true T and C": Cell("mixed", few, sizes=SIZES, structure="true"),
         "a": Cell("a", 5 * few, {"polygenicity": 0.0}, others=True),
         **{
