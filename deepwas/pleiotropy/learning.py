@@ -56,6 +56,7 @@ __all__ = [
     "panel_error",
     "panel_noise",
     "raised",
+    "squared_ld",
 ]
 
 Floats = NDArray[np.float64]
@@ -212,10 +213,15 @@ def _near(G: Floats, leads: Floats) -> Floats:
 
 def _in_reach(leads: Floats, G: Floats) -> NDArray[np.bool_]:
     """(sets, m), LD r^2 of `CLOSE` to `_APART`."""
+    r2 = squared_ld(leads, G)
+    return np.asarray((r2 > CLOSE) & (r2 < _APART))
+
+
+def squared_ld(leads: Floats, G: Floats) -> Floats:
+    """(sets, m), r^2 of each lead with each variant.  leads: (k, sets), G: (k, m), columns of a block's factor."""
     length = np.sqrt(np.maximum(np.einsum("ij,ij->j", G, G), 1e-30))
     own = np.sqrt(np.maximum(np.einsum("ij,ij->j", leads, leads), 1e-30))
-    r2 = (leads.T @ G / own[:, None] / length[None, :]) ** 2
-    return np.asarray((r2 > CLOSE) & (r2 < _APART))
+    return np.asarray((leads.T @ G / own[:, None] / length[None, :]) ** 2)
 
 
 def locate(

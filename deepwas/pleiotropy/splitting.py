@@ -24,7 +24,7 @@ from scipy.special import expit
 
 from deepwas.finemapping.block import BlockEffects
 from deepwas.pleiotropy.configurations import TraitModel
-from deepwas.pleiotropy.learning import JointBlock, beside_background, raised
+from deepwas.pleiotropy.learning import JointBlock, beside_background, raised, squared_ld
 
 __all__ = ["CLOSEST", "split_probabilities"]
 
@@ -56,8 +56,10 @@ def split_probabilities(
     roots = np.asarray(model.classes.root, np.float64)
     covariance = roots @ np.swapaxes(roots, 1, 2)
     explained = _effects(G[:, leads], y, roots[found.of_sets.argmax(axis=1)], P)
-    for s in wanted.tolist():
-        near = _near(np.asarray(block.factor, np.float64), int(leads[s]))
+    factor = np.asarray(block.factor, np.float64)  # LD as it is, whatever the background
+    close = squared_ld(factor[:, leads[wanted]], factor) > CLOSEST
+    for s, here in zip(wanted.tolist(), close, strict=True):
+        near = np.flatnonzero(here)
         if len(near) < 2:
             out[s] = 0.0
             continue
@@ -69,13 +71,6 @@ def split_probabilities(
         ]
         out[s] = _split(G[:, near], left, _root(covariance[best]), parts, P)
     return out
-
-
-def _near(factor: Floats, lead: int) -> NDArray[np.int64]:
-    """Variants in LD r^2 > `CLOSEST` with the lead, itself among them: LD as it is, whatever the background."""
-    square = np.maximum(np.einsum("ij,ij->j", factor, factor), 1e-30)
-    r2 = (factor[:, lead] @ factor) ** 2 / (square * square[lead])
-    return np.flatnonzero(r2 > CLOSEST)
 
 
 def _effects(leads: Floats, y: Floats, roots: Floats, P: Floats) -> Floats:
