@@ -21,6 +21,7 @@ from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.factors import find_factors
 from deepwas.pleiotropy.genome import read_trait_effects
 from deepwas.pleiotropy.learning import JointBlock, locate
+from deepwas.pleiotropy.sharing import price_of_pairs
 from deepwas.posterior import progress as computed_parts
 from deepwas.runs import Fit
 from deepwas.specs import validate_table
@@ -472,14 +473,55 @@ def test_two_traits_that_alone_share_variants_are_no_factor():
     sets = np.array([[c >> k & 1 for k in range(K)] for c in range(1, 2**K) if bin(c).count("1") >= 2], float)
     share = np.where((sets.sum(axis=1) == 2) & (sets[:, 0] * sets[:, 1] == 1), 0.0, -6.0)
     covariances = 4e-4 * sets[:, :, None] * np.eye(K)
-    blind = known = 0
+    blind = known = paid = 0
     for _ in range(5):
         effects = rng.normal(0, 0.02, size=(n, K)) * (np.arange(K) < 2) + rng.normal(0, 2e-3, size=(n, K))
         given = effects, np.ones(n), covariances, np.full(K, 4e-4), 4e-6 * np.eye(K)
         blind += sum(one.probability > 0.5 for one in find_factors(*given))
         known += sum(one.probability > 0.5 for one in find_factors(*given, share))
+        paid += sum(one.probability > 0.5 for one in find_factors(*given, share, 30.0))
     assert blind > 5
     assert known <= 1
+    assert paid == known
+
+
+def test_sets_learned_from_variants_of_a_factor_do_not_explain_it_away():
+    """Learned sets have the factor's own often: taken as known they hide it, paid for they do not, nor do they bring
+    factors back where two traits alone share."""
+    rng = np.random.default_rng(7)
+    K, own, through = 6, 24, 6
+    sets = np.array([[c >> k & 1 for k in range(K)] for c in range(1, 2**K) if bin(c).count("1") >= 2], float)
+    acts = sets[rng.integers(len(sets), size=own)]
+    loading = np.array([0.0, -0.01, 0.01, 0.008, 0.0, 0.0])
+    effects = np.concatenate([acts * rng.normal(0, 0.01, (own, K)), rng.normal(size=(through, 1)) * loading])
+    effects += rng.normal(0, 2e-3, size=effects.shape)
+    pairs = np.zeros((K, K))
+    for one, other in ((1, 2), (1, 3), (2, 3)):
+        pairs[one, other] = pairs[other, one] = 1.5
+    learned = np.einsum("ck,kl,cl->c", sets, pairs, sets) / 2
+    price = price_of_pairs(pairs, learned, sets > 0, own + through)
+    given = effects, np.ones(own + through), 1e-4 * sets[:, :, None] * np.eye(K), np.full(K, 1e-4), 4e-6 * np.eye(K)
+    evidence = [find_factors(*given, *how)[0].evidence for how in ((), (learned, 0.0), (learned, price))]
+    assert evidence[1] < evidence[0] - 2
+    assert evidence[2] == pytest.approx(evidence[0], abs=0.5)
+    assert find_factors(*given, learned, 1e3)[0].evidence == pytest.approx(evidence[0], abs=1e-9)
+
+
+@pytest.mark.parametrize("counts", [(30, 2, 3, 5), (10, 10, 10, 3), (60, 1, 1, 1)])
+def test_price_of_pairs_is_what_integration_gives(counts):
+    masks = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1]], bool)
+    grid, variance = np.linspace(-6, 6, 61), 1.5**2
+    b = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), axis=-1).reshape(-1, 3)
+    share = b - np.logaddexp.reduce(b, axis=1)[:, None]  # of sets of two traits
+    log_likelihood = share @ counts[:3]
+    log_joint = log_likelihood - (b**2).sum(axis=1) / (2 * variance) - 1.5 * np.log(2 * np.pi * variance)
+    integral = np.logaddexp.reduce(log_joint) + 3 * np.log(grid[1] - grid[0])
+    best = int(log_joint.argmax())
+    pairs = np.zeros((3, 3))
+    pairs[np.triu_indices(3, 1)] = b[best]
+    two = np.exp(share[best]) * sum(counts[:3])
+    found = price_of_pairs(pairs + pairs.T, np.log(np.append(two, counts[3])), masks, float(sum(counts)))
+    assert found == pytest.approx(log_likelihood[best] - integral, abs=0.15)
 
 
 def test_uncertain_paths_and_factors_enter_the_classes():

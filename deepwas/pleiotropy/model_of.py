@@ -24,6 +24,7 @@ from deepwas.pleiotropy.growing import grown
 from deepwas.pleiotropy.joint import JointBlocks, Traits
 from deepwas.pleiotropy.learning import TOGETHER, JointBlock, learn, least_slab, locate
 from deepwas.pleiotropy.options import PleiotropyOptions
+from deepwas.pleiotropy.sharing import price_of_pairs
 
 __all__ = ["BlocksToLocate", "learn_model", "model_from_numbers", "numbers_of", "prior_direct"]
 
@@ -201,10 +202,12 @@ def _factors(
                 weights.append(min(shared, 1.0))
     if not effects:
         return []
-    sets = model.masks[size >= 2][:, :, None] * np.diag(model.slab)[None]
+    masks = model.masks[size >= 2]
+    sets = masks[:, :, None] * np.diag(model.slab)[None]
     error = own.T @ (model.noise / np.outer(n, n)) @ own
     share = model.log_odds(model.mean_direct[None])[0, size >= 2]
-    factors = find_factors(np.array(effects) @ own, np.array(weights), sets, model.slab, error, share)
+    price = price_of_pairs(model.pairs, share, masks, float(np.sum(weights)))
+    factors = find_factors(np.array(effects) @ own, np.array(weights), sets, model.slab, error, share, price)
     spread = np.linalg.inv(own)
     return [replace(one, loadings=one.loadings @ spread) for one in factors]
 

@@ -32,7 +32,7 @@ from deepwas.pleiotropy.configurations import TraitModel
 if TYPE_CHECKING:
     from deepwas.pleiotropy.learning import JointBlock
 
-__all__ = ["Expected", "Sample", "Shares", "smoothed"]
+__all__ = ["Expected", "Sample", "Shares", "price_of_pairs", "smoothed"]
 
 Floats = NDArray[np.float64]
 
@@ -78,6 +78,27 @@ def smoothed(sizes: Floats, pairs: Floats, possible: NDArray[np.bool_], count: f
     even = total * _geometric(n, possible & (n >= 2), float(n @ sizes) / total)
     found = (total * sizes + count * even) / (total + count)
     return found, pairs * float((n * (n - 1)) @ found) / float((n * (n - 1)) @ sizes)
+
+
+def price_of_pairs(pairs: Floats, log_share: Floats, masks: NDArray[np.bool_], variants: float) -> float:
+    """Log of likelihood at its maximum over its integral over b ~ N(0, tau^2), by Laplace's method, numbers of traits
+    given.
+
+    pairs: (K, K), b.  log_share: (C,), log of how frequent the sets (C, K) of two traits or more are, but for a
+    constant.  variants: how many b was learned from.
+    """
+    left, right = np.triu_indices(len(pairs), 1)
+    b = pairs[left, right]
+    share = np.exp(log_share - np.logaddexp.reduce(log_share))
+    information = np.zeros((len(b), len(b)))
+    size = masks.sum(axis=1)
+    for n in np.unique(size):
+        own = share[size == n, None]
+        holds = (masks[size == n][:, left] & masks[size == n][:, right]).astype(np.float64)
+        holds -= (own * holds).sum(axis=0) / max(own.sum(), _NOTHING)
+        information += variants * holds.T @ (own * holds)
+    determinant = np.linalg.slogdet(np.eye(len(b)) + _PAIR_SD**2 * information)[1]
+    return float(np.sum(b**2) / (2 * _PAIR_SD**2) + determinant / 2)
 
 
 def _geometric(n: Floats, possible: NDArray[np.bool_], mean: float) -> Floats:
