@@ -254,7 +254,7 @@ def analyse(
     from deepwas.pleiotropy import PleiotropyOptions
     from deepwas.pleiotropy.calls import classify_probabilities, loci_of, names_of_values, read_loci, values_of
     from deepwas.pleiotropy.learning import locate
-    from deepwas.pleiotropy.splitting import split_probabilities
+    from deepwas.pleiotropy.splitting import splits
 
     options = options or PleiotropyOptions()
     made = prepare(simulated, prior=prior, structure=structure, options=options, progress=progress)
@@ -268,7 +268,7 @@ def analyse(
             scored, rows = joint.scored(i), joint.scored_rows(i)
             for name, x in zip(names, values_of(located, model, scored, found.passing), strict=True):
                 value[name][rows] = x
-            split = split_probabilities(block, located, model, scored, made.how["panel"])
+            split = splits(block, located, model, scored, made.how["panel"])
             loci += read_loci(joint.numbers[i], loci_of(located, block.factor, block.rows.start, scored, split))
     loci.sort(key=lambda x: (x.block, int(x.variants.min())))
     shared = np.array([one.shared(model) for one in loci])

@@ -22,14 +22,16 @@ Energies, with D = diag(noise I + t G diag(c) G^T) and H the hits:
 Each is compared with the chi-square distribution of the same mean and variance (Welch and Satterthwaite). For the
 dropped directions both bounds make the test conservative.
 
-Leave-one-out: with L = Q T, Q orthonormal, and nothing known of the dropped part but its trace,
+Leave-one-out: with what variants have outside the kept directions taken for independent,
 
-    S = Q (T B T^T) Q^T + tau / (s - k) (noise + t u) (I - Q Q^T) + noise / 1000 I,
+    S = L B L^T + diag(E),   E_j = d_j (noise + t u) + noise / 1000,
 
     r_j = z_j - E[z_j | the others] = [S^-1 z]_j / [S^-1]_jj,    variance v_j = 1 / [S^-1]_jj,
 
-at the cost s k^2. An effect b_j of the variant's own moves r_j by h_j b_j, h_j = v_j [S^-1 R_:j]_j. A variant in weak
-LD would be an outlier for having an effect, so an effect as large as its own z-score is granted:
+at the cost s k^2. Were what was dropped spread evenly, variants in perfect LD, of which nothing is, would make others,
+that lost more than the mean, look like outliers. An effect b_j of the variant's own moves r_j by h_j b_j, h_j = v_j
+[S^-1 R_:j]_j. A variant in weak LD would be an outlier for having an effect, so an effect as large as its own z-score
+is granted:
 
     T_j^2 = r_j^2 / (inflation v_j + h_j^2 z_j^2),   at most a chi-square with 1 degree of freedom,
 
@@ -150,9 +152,8 @@ def block_mismatch(
     seen = mask[hits]
     outside[position[hits[seen]]] -= effects[seen] * lost_hit[seen]
     allowed = float(np.sum(effects**2 * np.maximum(lam * lost_hit - lost_hit**2, 0.0)))
-    mean_lost = float(lost.sum()) / max(len(zs) - k, 1)
     residual, variance, move = _leave_one_out(
-        L, G, place, L @ rest + outside, prior * level, noise, mean_lost, noise + level * weak
+        L, G[:, place], L @ rest + outside, _covariance(G, prior * level, noise), lost, noise + level * weak, noise
     )
     inflation = max(1.0, float(np.median(residual**2 / variance)) / _MEDIAN_CHI2)
     statistic = residual / np.sqrt(inflation * variance + move**2 * zs**2)
@@ -183,6 +184,11 @@ def _check(G: Array, z: Array, c: Array, noise: float, mask: NDArray[Any], L: Ar
             raise InputError(f"{name} holds {array[~np.isfinite(array)][0]}: drop such variants first.")
     if (c < 0).any() or not 0 < noise < np.inf:
         raise InputError(f"c must be >= 0 and noise positive; got {c.min()} and {noise}.")
+
+
+def _covariance(G: Array, c: Array, noise: float) -> Array:
+    """noise I + G diag(c) G^T."""
+    return np.asarray((G * c) @ G.T + noise * np.eye(len(G)))
 
 
 def _hits(G: Array, y: Array, D: Array) -> tuple[NDArray[np.int64], Array, Array]:
@@ -233,7 +239,7 @@ def _energy(G: Array, y: Array, c: Array, noise: float, leverage: Array) -> Ener
     """sum_i y_i^2 / D_i against its expectation, over some rows of G."""
     if not len(y):
         return None
-    B = (G * c) @ G.T + noise * np.eye(len(y))
+    B = _covariance(G, c, noise)
     D = np.diagonal(B)
     count = float(np.sum(1 - leverage))
     if count < 0.5:
@@ -257,25 +263,21 @@ def _judged(ratio: float, freedom: float) -> Energy:
 
 
 def _leave_one_out(
-    L: Array, G: Array, place: NDArray[np.int64], z: Array, c: Array, noise: float, mean_lost: float, spread: float
+    L: Array, own: Array, z: Array, B: Array, lost: Array, spread: float, noise: float
 ) -> tuple[Array, Array, Array]:
     """r, v and h of every scored variant.
 
-    mean_lost: mean eigenvalue of the dropped directions.  spread: variance of z along them, per unit of eigenvalue.
+    own: (k, s), columns of G of the scored variants.  B: (k, k), covariance of y.  lost: (s,), d.  spread: variance of
+    z outside the kept directions, per unit of d.
     """
     from scipy.linalg import solve_triangular
 
-    k = L.shape[1]
-    Q, T = np.linalg.qr(L)
-    nugget = _NUGGET * noise
-    C = T @ ((G * c) @ G.T + noise * np.eye(k)) @ T.T + nugget * np.eye(k)
-    lower = np.linalg.cholesky(C)
-    outer = mean_lost * spread + nugget
-    share = np.maximum(1 - np.einsum("ij,ij->i", Q, Q), 0.0)  # of each variant outside the kept space
-    inner = solve_triangular(lower, Q.T, lower=True)
-    kept = Q.T @ z
-    precision = np.einsum("ij,ij->j", inner, inner) + share / outer
-    solved = inner.T @ solve_triangular(lower, kept, lower=True) + (z - Q @ kept) / outer
-    own = solve_triangular(lower, T @ G[:, place], lower=True)
-    moved = np.einsum("ij,ij->j", inner, own) + share * mean_lost / outer
+    E = lost * spread + _NUGGET * noise
+    A = L @ np.linalg.cholesky(B)
+    scaled = A / E[:, None]
+    inner = np.linalg.cholesky(np.eye(len(B)) + A.T @ scaled)
+    half: Array = solve_triangular(inner, scaled.T, lower=True)  # S^-1 = diag(1 / E) - half^T half
+    precision = 1 / E - np.einsum("ij,ij->j", half, half)
+    solved = z / E - half.T @ (half @ z)
+    moved = np.einsum("ji,ij->j", L, own) / E - np.einsum("ij,ij->j", half, (half @ L) @ own) + precision * lost
     return solved / precision, 1 / precision, moved / precision

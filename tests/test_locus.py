@@ -186,6 +186,8 @@ def write_classification(folder, keys, record, more=()):
         "CLASS": "pleiotropic",
         "R2_NEAREST": 0.9,
         "P_SPLIT": 0.1,
+        "SPLIT_TRAIT": "bmi",
+        "SPLIT_SNPS": f"{row['SNP']},{keys['SNP'][LEAD + 1]}",
         "UNRESOLVABLE": True,
         "IMPURE": False,
         "FLAG": "bmi=outliers+panel",

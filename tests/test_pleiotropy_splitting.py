@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 from deepwas.pleiotropy.calls import loci_of, read_loci
 from deepwas.pleiotropy.configurations import TraitModel, first_sets
 from deepwas.pleiotropy.learning import JointBlock, locate, raised
-from deepwas.pleiotropy.splitting import split_probabilities
+from deepwas.pleiotropy.splitting import Split, splits
 
 M, N = 32, 1e5
 SIGNAL = 60.0
@@ -69,7 +69,9 @@ def found(one, model, **how):
 
 
 def split(one, effects, model, panel=None):
-    return split_probabilities(one, effects, model, EVERY, panel)
+    """(sets,), P(split); nan where there is none."""
+    each = splits(one, effects, model, EVERY, panel)
+    return np.array([np.nan if x is None else x.probability for x in each])
 
 
 def likeliest(effects, model, s=0):
@@ -134,6 +136,9 @@ def test_one_strong_variant_is_no_pair_and_a_pair_is_not_one_variant():
     # What is called shared there, if nothing else were thought possible:
     (two,) = split(apart, effects, used)
     assert two > 0.95
+    (pair,) = splits(apart, effects, used, EVERY)
+    places = dict(zip((0, 1) if pair.trait == 0 else (1, 0), pair.variants, strict=True))
+    assert places == {0: LEAD, 1: NEAR}
     (strong,) = split(block(R, {LEAD: np.array([150.0, 150.0, 0.0])}), effects, used)
     assert strong < 1e-9  # and no overflow
 
@@ -170,7 +175,8 @@ def test_what_is_alone_is_no_pair_and_what_is_not_shared_is_not_weighed():
     nothing = block(ld(0.8), {})
     assert len(split(nothing, found(nothing, used), used)) == 0
     # A lead that another block scores is left to that one.
-    assert np.isnan(split_probabilities(lonely, found(lonely, used), used, slice(LEAD + 1, M))).all()
+    assert splits(lonely, found(lonely, used), used, slice(LEAD + 1, M)) == [None]
+    assert splits(lonely, found(lonely, used), used, EVERY) == [Split(0.0)]
 
 
 def test_another_effect_in_ld_is_taken_off():
@@ -216,7 +222,9 @@ def test_of_many_traits_sets_without_a_class_of_their_rest_are_split_too():
     effects = found(whole, used)
     assert likeliest(effects, used) == len(sets) - 1
     assert split(whole, effects, used)[0] < 0.1
-    assert split(two, effects, used)[0] > 0.9
+    (pair,) = splits(two, effects, used, EVERY)
+    assert pair.probability > 0.9
+    assert (pair.trait, pair.variants) == (4, (NEAR, LEAD))
 
 
 def test_what_goes_through_a_factor_is_not_weighed():
@@ -231,12 +239,14 @@ def test_a_locus_keeps_it_and_says_that_it_is_unresolvable():
     used = model()
     one = block(with_proxy(ld(0.8)), {LEAD: np.array([20.0, 20.0, 0.0]), 25: np.array([0.0, 0.0, 15.0])})
     effects = found(one, used)
-    text = loci_of(effects, one.factor, 100, EVERY, split(one, effects, used))
+    text = loci_of(effects, one.factor, 100, EVERY, splits(one, effects, used, EVERY))
     pair, single = sorted(read_loci(7, text), key=lambda x: -x.shared(used))
     assert int(pair.variants[0]) in (100, 100 + LEAD)
-    assert pair.split == pytest.approx(0.5, abs=0.01)
-    assert np.isnan(single.split)
+    assert pair.split.probability == pytest.approx(0.5, abs=0.01)
+    assert sorted(pair.split.variants) == [100, 100 + LEAD]
+    assert pair.split.trait in (0, 1)
+    assert single.split is None
     assert max(pair.nearest, single.nearest) < 0.8
     assert (pair.unresolvable, single.unresolvable) == (True, False)
-    assert not replace(pair, split=0.2).unresolvable
+    assert not replace(pair, split=Split(0.2, 0, (100, 101))).unresolvable
     assert replace(single, nearest=0.9).unresolvable

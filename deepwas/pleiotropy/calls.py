@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from deepwas.finemapping.block import BlockEffects
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.learning import JointBlock
-from deepwas.pleiotropy.splitting import CLOSEST
+from deepwas.pleiotropy.splitting import CLOSEST, Split
 
 __all__ = [
     "CLASSES",
@@ -30,7 +31,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-_UNRESOLVABLE = 0.25  # of `Locus.split`: the z-scores do not hold one effect for three times as likely as two
+_UNRESOLVABLE = 0.25  # of P(split): the z-scores do not hold one effect for three times as likely as two
 KEPT = "ld_kept"  # of the values of a block's variants: what `ld_kept` gives
 CLASSES = ("none", "pleiotropic", "vertical", "ld_only", "single", "confounder")
 _SHARES = ("pleiotropy", "single", "vertical", "confounder", "apart")
@@ -90,8 +91,7 @@ class Locus:
 
     of_class: (C + F,), probability that it exists and is of the class.  apart: at its lead, given that it exists.
     nearest: largest r^2 of its lead with another set's of the block.
-    split: of a shared set the probability, by the z-scores alone, that its effect is two, at variants in LD r^2 >
-        `CLOSEST` with the lead; nan of others.
+    split: of a shared set, whether its effect could be two, with rows of the store; None of others.
     """
 
     block: int
@@ -102,12 +102,12 @@ class Locus:
     of_class: Floats
     apart: float
     nearest: float
-    split: float
+    split: Split | None
 
     @property
     def unresolvable(self) -> bool:
         """One effect here cannot be told from two so close to one another."""
-        return self.nearest > CLOSEST or self.split > _UNRESOLVABLE
+        return self.nearest > CLOSEST or (self.split is not None and self.split.probability > _UNRESOLVABLE)
 
     def shared(self, model: TraitModel) -> float:
         """Probability that a member has effects of its own on two traits or more."""
@@ -115,10 +115,10 @@ class Locus:
         return min(several, 1.0) * min(float(self.probability.sum()), 1.0)
 
 
-def loci_of(found: BlockEffects, G: NDArray[Any], first: int, scored: slice, split: Floats) -> str:
+def loci_of(found: BlockEffects, G: NDArray[Any], first: int, scored: slice, split: Sequence[Split | None]) -> str:
     """The sets led by a scored variant, as text for `Locus`.
 
-    first: row of the store of the first candidate.  split: (sets,), as `split_probabilities` gives it.
+    first: row of the store of the first candidate.  split: of each set, in rows of the block.
     """
     own = [j for j, one in enumerate(found.sets) if scored.start <= one.lead < scored.stop]
     leads = [one.lead for one in found.sets]
@@ -139,10 +139,17 @@ def loci_of(found: BlockEffects, G: NDArray[Any], first: int, scored: slice, spl
                 found.of_sets[j].tolist(),
                 min(apart, 1.0),
                 float(r2[j].max()) if len(leads) > 1 else 0.0,
-                None if np.isnan(split[j]) else float(split[j]),
+                _in_store(split[j], first),
             ]
         )
     return json.dumps(out)
+
+
+def _in_store(split: Split | None, first: int) -> list[Any] | None:
+    if split is None:
+        return None
+    rows = None if split.variants is None else [j + first for j in split.variants]
+    return [split.probability, split.trait, rows]
 
 
 def read_loci(block: int, text: str) -> list[Locus]:
@@ -157,7 +164,9 @@ def read_loci(block: int, text: str) -> list[Locus]:
             np.array(of_class),
             apart,
             nearest,
-            np.nan if split is None else split,
+            None
+            if split is None
+            else Split(split[0], split[1], None if split[2] is None else (split[2][0], split[2][1])),
         )
         for rows, p, effect, purity, of_class, apart, nearest, split in json.loads(text)
     ]

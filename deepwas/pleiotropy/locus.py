@@ -30,7 +30,8 @@ Floats = NDArray[np.float64]
 WINDOW = 250_000  # bases either side of the lead
 
 _KEYS = ("CHR", "BP", "A1", "A2")
-_TEXT = ("CHR", "SNP", "A1", "A2", "CLASS", "FLAG", "OBSERVED", "LEAD", "TRAITS", "UNRESOLVABLE", "IMPURE")
+_WORDS = ("CLASS", "FLAG", "OBSERVED", "LEAD", "TRAITS", "SPLIT_TRAIT", "SPLIT_SNPS", "UNRESOLVABLE", "IMPURE")
+_TEXT = ("CHR", "SNP", "A1", "A2", *_WORDS)
 _WHOLE = ("BP", "LOCUS", "CREDIBLE_SET", "SET", "BLOCK", "START", "STOP", "SIZE", "LEAD_BP")
 _PLACE = re.compile(r"(?:chr)?([0-9A-Za-z]+):([0-9,]+)(?::([^:]+):([^:]+))?", re.IGNORECASE)
 _REGION = re.compile(r"(?:chr)?([0-9A-Za-z]+):([0-9,]+)-([0-9,]+)", re.IGNORECASE)

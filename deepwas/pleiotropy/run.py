@@ -41,7 +41,7 @@ from deepwas.pleiotropy.ld_fit import fit_columns, fit_figures, fit_of_ld
 from deepwas.pleiotropy.learning import locate
 from deepwas.pleiotropy.model_of import BlocksToLocate, learn_model, model_from_numbers, numbers_of, prior_direct
 from deepwas.pleiotropy.options import PleiotropyOptions
-from deepwas.pleiotropy.splitting import split_probabilities
+from deepwas.pleiotropy.splitting import splits
 from deepwas.pleiotropy.structure import TraitEffects
 from deepwas.pleiotropy.tables import effect_table, loci_in_order, locus_table, pair_table, totals_of, variant_table
 from deepwas.posterior.progress import Computed, claim_folder
@@ -226,7 +226,7 @@ def _first_record(
 ) -> dict[str, Any]:
     given = {
         "format": "deepwas-pleiotropy",
-        "format_version": 2,
+        "format_version": 3,
         "deepwas_version": __version__,
         "traits": [
             {"name": name, "sample_size": float(n), **record}
@@ -296,9 +296,7 @@ def _compute(
             joint.scored_rows(i),
             [*values_of(found, model, scored, structure.passing), ld_kept(block.factor[:, scored])],
             block_figures(block, found, model, scored) + fit_figures(block, found, model, panel),
-            loci_of(
-                found, block.factor, block.rows.start, scored, split_probabilities(block, found, model, scored, panel)
-            ),
+            loci_of(found, block.factor, block.rows.start, scored, splits(block, found, model, scored, panel)),
         )
         say("classifying LD blocks", done, len(joint))
     return model, extra

@@ -18,6 +18,8 @@ shared rests on prior odds besides: how often variants are shared, and how often
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
@@ -26,7 +28,7 @@ from deepwas.finemapping.block import BlockEffects
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.learning import JointBlock, beside_background, raised, squared_ld
 
-__all__ = ["CLOSEST", "split_probabilities"]
+__all__ = ["CLOSEST", "Split", "splits"]
 
 Floats = NDArray[np.float64]
 
@@ -35,15 +37,25 @@ _LIKELIEST = 25  # places of each of the two effects that are tried: those that 
 _SHARED = 0.5  # probability of several traits, given that the effect exists
 
 
-def split_probabilities(
-    block: JointBlock, found: BlockEffects, model: TraitModel, scored: slice, panel: float | None = None
-) -> Floats:
-    """(sets,), P(split) of each credible set in `found`; nan where it is likelier not shared, or led by a variant that
-    is not scored.
-
-    0 where the lead is in LD r^2 > `CLOSEST` with no other variant.  panel: as of `deepwas.pleiotropy.learning.locate`.
+@dataclass(frozen=True)
+class Split:
+    """probability: P(split).  trait: k, which the first of the two likeliest effects is on, the second on the others.
+    variants: where these are, in the block. Both None, and P(split) 0, where the lead is close to no other variant.
     """
-    out = np.full(len(found.sets), np.nan)
+
+    probability: float
+    trait: int | None = None
+    variants: tuple[int, int] | None = None
+
+
+def splits(
+    block: JointBlock, found: BlockEffects, model: TraitModel, scored: slice, panel: float | None = None
+) -> list[Split | None]:
+    """Of each credible set in `found`; None where it is likelier not shared, or led by a variant that is not scored.
+
+    panel: as of `deepwas.pleiotropy.learning.locate`.
+    """
+    out: list[Split | None] = [None] * len(found.sets)
     several = np.flatnonzero(model.masks.sum(axis=1) >= 2)
     leads = np.array([one.lead for one in found.sets], np.int64)
     effect = np.array([one.effect for one in found.sets])
@@ -61,15 +73,15 @@ def split_probabilities(
     for s, here in zip(wanted.tolist(), close, strict=True):
         near = np.flatnonzero(here)
         if len(near) < 2:
-            out[s] = 0.0
+            out[s] = Split(0.0)
             continue
         others = np.arange(len(leads)) != s
         left = y - G[:, leads[others]] @ explained[others]
         best = int(several[found.of_sets[s][several].argmax()])
-        parts = [
-            (_root(covariance[k]), _root(covariance[best] - covariance[k])) for k in np.flatnonzero(model.masks[best])
-        ]
-        out[s] = _split(G[:, near], left, _root(covariance[best]), parts, P)
+        traits = np.flatnonzero(model.masks[best]).tolist()
+        parts = [(_root(covariance[k]), _root(covariance[best] - covariance[k])) for k in traits]
+        p, part, pair = _split(G[:, near], left, _root(covariance[best]), parts, P)
+        out[s] = Split(p, traits[part], (int(near[pair[0]]), int(near[pair[1]])))
     return out
 
 
@@ -89,12 +101,18 @@ def _root(covariance: Floats) -> Floats:
     return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
 
 
-def _split(G: Floats, left: Floats, whole: Floats, parts: list[tuple[Floats, Floats]], P: Floats) -> float:
-    """P(split) from the columns of the variants G (k, n), residuals (k, K), and roots of the effect and its parts."""
+def _split(
+    G: Floats, left: Floats, whole: Floats, parts: list[tuple[Floats, Floats]], P: Floats
+) -> tuple[float, int, tuple[int, int]]:
+    """P(split) from the columns of the variants G (k, n), residuals (k, K), and roots of the effect and its parts; the
+    likeliest parts, and their places."""
     gram, b = G.T @ G, G.T @ left
     one = _alone(gram, b, whole, P).max()
-    two = max(_pairs(gram, b, *each, P).max() for each in parts)
-    return float(expit(two - one))
+    two = [_pairs(gram, b, *each, P) for each in parts]
+    best = int(np.argmax([bayes.max() for bayes, _ in two]))
+    bayes, places = two[best]
+    first, second = places[int(bayes.argmax())].tolist()
+    return float(expit(bayes.max() - one)), best, (first, second)
 
 
 def _alone(gram: Floats, b: Floats, A: Floats, P: Floats) -> Floats:
@@ -102,8 +120,8 @@ def _alone(gram: Floats, b: Floats, A: Floats, P: Floats) -> Floats:
     return _log_bayes(np.diag(gram)[:, None, None] * (A.T @ P @ A), b @ P @ A)
 
 
-def _pairs(gram: Floats, b: Floats, A: Floats, B: Floats, P: Floats) -> Floats:
-    """(pairs,), log Bayes factors of two effects at the likeliest places of each, never the same."""
+def _pairs(gram: Floats, b: Floats, A: Floats, B: Floats, P: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """(pairs,), log Bayes factors of two effects at the likeliest places of each, never the same; (pairs, 2), those."""
     places = [np.argsort(-_alone(gram, b, root, P), kind="stable")[:_LIKELIEST] for root in (A, B)]
     first, second = (x.ravel() for x in np.meshgrid(*places, indexing="ij"))
     first, second = first[first != second], second[first != second]
@@ -114,7 +132,8 @@ def _pairs(gram: Floats, b: Floats, A: Floats, B: Floats, P: Floats) -> Floats:
     size[:, r:, r:] = gram[second, second][:, None, None] * Q[r:, r:]
     size[:, :r, r:] = gram[first, second][:, None, None] * Q[:r, r:]
     size[:, r:, :r] = np.swapaxes(size[:, :r, r:], 1, 2)
-    return _log_bayes(size, np.concatenate([b[first] @ P @ A, b[second] @ P @ B], axis=1))
+    bayes = _log_bayes(size, np.concatenate([b[first] @ P @ A, b[second] @ P @ B], axis=1))
+    return bayes, np.stack([first, second], axis=1)
 
 
 def _log_bayes(size: Floats, t: Floats) -> Floats:

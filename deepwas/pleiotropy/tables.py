@@ -123,6 +123,7 @@ def locus_table(
     best = of_class.argmax(axis=1) if len(loci) else np.zeros(0, int)
     acts = [",".join(np.asarray(traits.names)[masks[c]]) or "a heritable factor" for c in best]
     lead = [int(one.variants[0]) for one in loci]
+    split = [one.split for one in loci]
     nearest = np.array([one.nearest for one in loci])
     share = [np.clip(of_class @ masks[:, k], 0, 1) for k in range(model.traits)]
     classes = classify_probabilities(shared, single, vertical, through, apart) if len(loci) else np.zeros(0, object)
@@ -154,7 +155,14 @@ def locus_table(
             "P_CONFOUNDER": numbers(np.clip(through, 0, 1)),
             "CLASS": pl.Series(classes.tolist(), dtype=pl.String),
             "R2_NEAREST": numbers(np.clip(nearest, 0, 1)),
-            "P_SPLIT": numbers([one.split for one in loci]).fill_nan(None),
+            "P_SPLIT": pl.Series([None if x is None else x.probability for x in split], dtype=pl.Float64),
+            "SPLIT_TRAIT": pl.Series(
+                [None if x is None or x.trait is None else traits.names[x.trait] for x in split], dtype=pl.String
+            ),
+            "SPLIT_SNPS": pl.Series(
+                [None if x is None or x.variants is None else ",".join(names["SNP"][[*x.variants]]) for x in split],
+                dtype=pl.String,
+            ),
             "UNRESOLVABLE": pl.Series([one.unresolvable for one in loci], dtype=pl.Boolean),
             "FLAG": pl.Series([flags[one.block] for one in loci], dtype=pl.String),
         }
