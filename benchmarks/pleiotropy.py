@@ -20,6 +20,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -214,7 +215,7 @@ def _digest(plan: Preset) -> str:
 
 
 def _each(plan: Preset, left: list[tuple[str, int]], world: Path) -> Iterator[dict[str, Any]]:
-    """Replicates as they are done, by processes of one thread each."""
+    """Replicates as they are done, by processes of one thread each; when one dies others go on."""
     if not left:
         return
     if plan.workers == 0:
@@ -222,6 +223,20 @@ def _each(plan: Preset, left: list[tuple[str, int]], world: Path) -> Iterator[di
         for name, number in left:
             yield replicate(plan, name, number, genome)
         return
+    while left:
+        done = set()
+        try:
+            for one in _by_processes(plan, left, world):
+                done.add((one["cell"], one["number"]))
+                yield one
+        except BrokenProcessPool:
+            if not done:
+                raise
+            warnings.warn("a process died; its replicates are computed again", stacklevel=2)
+        left = [one for one in left if one not in done]
+
+
+def _by_processes(plan: Preset, left: list[tuple[str, int]], world: Path) -> Iterator[dict[str, Any]]:
     with _one_thread():
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(plan.workers, mp_context=context, initializer=_begin, initargs=(plan, world))

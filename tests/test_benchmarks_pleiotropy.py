@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_where_nothing_acts_priors_promise_what_scenario_b_has(genome):
 
 def _found(simulated, sets, shared, p):
     """An analysis that names these sets."""
-    loci = [Locus(0, np.array(rows), np.ones(len(rows)), 1.0, 1.0, np.ones(1), 0.0, 0.0, 0.0) for rows in sets]
+    loci = [Locus(0, np.array(rows), np.ones(len(rows)), 1.0, 1.0, np.ones(1), 0.0, 0.0, None) for rows in sets]
     model = SimpleNamespace(factors=0)
     structure = SimpleNamespace(effects=SimpleNamespace(T=simulated.T), matrix=simulated.noise_correlation)
     klass = np.where(p > 0.5, "pleiotropic", "none")
@@ -214,3 +215,30 @@ def test_targets_follow_the_figures():
     assert not targets["a: false calls per 100,000 variants, loci"]["met"]
     assert targets["a: false calls per 100,000 variants, variants"]["met"]
     assert not targets["replicates that deepwas refuses"]["met"]
+
+
+def test_replicates_of_a_process_that_died_are_computed_by_others(monkeypatch, tmp_path):
+    plan = dataclasses.replace(pleiotropy.PRESETS["quick"], workers=2)
+    asked = []
+
+    def dies(plan, left, world):
+        asked.append(list(left))
+        for one in left if len(asked) == 3 else left[:1]:
+            yield {"cell": one[0], "number": one[1]}
+        if len(asked) < 3:
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(pleiotropy, "_by_processes", dies)
+    left = [("mixed", 0), ("g", 0), ("mixed", 1), ("h", 0)]
+    with pytest.warns(UserWarning, match="a process died"):
+        found = [(one["cell"], one["number"]) for one in pleiotropy._each(plan, left, tmp_path)]
+    assert found == left
+    assert asked == [left, left[1:], left[2:]]
+
+    def never(plan, left, world):
+        raise BrokenProcessPool
+        yield
+
+    monkeypatch.setattr(pleiotropy, "_by_processes", never)
+    with pytest.raises(BrokenProcessPool):
+        list(pleiotropy._each(plan, left, tmp_path))
