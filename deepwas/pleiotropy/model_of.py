@@ -206,7 +206,7 @@ def _factors(
     sets = masks[:, :, None] * np.diag(model.slab)[None]
     error = own.T @ (model.noise / np.outer(n, n)) @ own
     share = model.log_odds(model.mean_direct[None])[0, size >= 2]
-    price = price_of_pairs(model.pairs, share, masks, float(np.sum(weights)))
+    price = price_of_pairs(model.pairs, share, masks, float(np.sum(weights))) if options.sharing else 0.0
     factors = find_factors(np.array(effects) @ own, np.array(weights), sets, model.slab, error, share, price)
     spread = np.linalg.inv(own)
     return [replace(one, loadings=one.loadings @ spread) for one in factors]
