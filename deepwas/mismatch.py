@@ -152,15 +152,14 @@ def block_mismatch(
     seen = mask[hits]
     outside[position[hits[seen]]] -= effects[seen] * lost_hit[seen]
     allowed = float(np.sum(effects**2 * np.maximum(lam * lost_hit - lost_hit**2, 0.0)))
-    residual, variance, move = _leave_one_out(
-        L, G[:, place], L @ rest + outside, _covariance(G, prior * level, noise), lost, noise + level * weak, noise
-    )
+    B = _covariance(G, prior * level, noise)
+    residual, variance, move = _leave_one_out(L, G[:, place], L @ rest + outside, B, lost, noise + level * weak, noise)
     inflation = max(1.0, float(np.median(residual**2 / variance)) / _MEDIAN_CHI2)
     statistic = residual / np.sqrt(inflation * variance + move**2 * zs**2)
     return BlockMismatch(
         dropped=None if k == len(zs) else _dropped_energy(outside, lost, noise + level * weak, lam, allowed),
-        small=_energy(G[small], rest[small], prior * level, noise, leverage[small]),
-        leading=_energy(G[lead], rest[lead], prior, noise, leverage[lead]),
+        small=_energy(B[small, small], rest[small], leverage[small]),
+        leading=_energy(_covariance(G[lead], prior, noise), rest[lead], leverage[lead]),
         noise=own_noise,
         level=level,
         hits=hits,
@@ -235,11 +234,10 @@ def _most_likely(variance: Any, squares: Array, most: float) -> float:
     return float(np.exp(found.x))
 
 
-def _energy(G: Array, y: Array, c: Array, noise: float, leverage: Array) -> Energy | None:
-    """sum_i y_i^2 / D_i against its expectation, over some rows of G."""
+def _energy(B: Array, y: Array, leverage: Array) -> Energy | None:
+    """sum_i y_i^2 / D_i against its expectation, over some directions, of covariance B."""
     if not len(y):
         return None
-    B = _covariance(G, c, noise)
     D = np.diagonal(B)
     count = float(np.sum(1 - leverage))
     if count < 0.5:
