@@ -79,7 +79,7 @@ class Preset:
     learn_blocks: int = 60
     rounds: int = 5
     permutations: int = 5
-    others: int = 3
+    others: int = 5
     workers: int = 2
     seed: int = 1
 
@@ -91,9 +91,11 @@ def _cells(most: int, some: int, few: int) -> dict[str, Cell]:
     return {
         "mixed": Cell("mixed", most, sizes=SIZES, others=True),
         "g": Cell("g", most, sizes=SIZES),
-        "h": Cell("h", some, sizes=SIZES, priors=("flat", "informative", "misleading")),
-        # Of more effects deepwas can learn something itself.
-        "h, 5e-3": Cell("h", some + 2, {"polygenicity": 5e-3}, sizes=SIZES[:2], priors=("flat", *FITTED[1:])),
+        "h": Cell("h", some, sizes=SIZES, priors=("flat", "informative", "misleading", "learned")),
+        # Many effects to learn from, many in one block.
+        "h, 5e-3": Cell(
+            "h", 2 * few, {"polygenicity": 5e-3}, sizes=SIZES[:2], priors=("flat", "informative", *FITTED[1:])
+        ),
         "mixed, true T and C": Cell("mixed", few, sizes=SIZES, structure="true"),
         "a": Cell("a", 5 * few, {"polygenicity": 0.0}, others=True),
         **{
@@ -121,7 +123,7 @@ PRESETS = {
         },
     ),
     "medium": Preset(regions=100, m=200, people=2000, panel=400, polygenicity=2e-3, cells=_cells(9, 6, 3)),
-    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 6, 2)),
+    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 10, 2)),
 }  # fmt: skip
 
 

@@ -13,12 +13,14 @@ d >= 0 are solved for, and pi_jk = d_jk / s_k. psi is the excess of variants tha
 independent traits would show, in log odds; 0 is independence. psi_n says how many act on n traits, b_kl on which ones.
 a_k holds the marginals: the expected number of variants that act on trait k stays sum_j pi_jk whatever psi is.
 
-The product alone would let annotations that raise all traits' priors e-fold raise sets of n traits by e^n. Shared
-effects need not follow annotations n times as much as single ones: for n >= 2
+The product alone would let annotations that raise all traits' priors e-fold raise sets of n traits by e^n: each single
+effect of a variant with high priors would look like a shared one. For n >= 2
 
     h_j = (1 - rho) (1 - 1/n) sum_k delta_k log(d_jk / mean d_k),
 
-so that rho = 1 is the product, and with rho = 0 sets follow the geometric mean of their traits' priors. rho is learned.
+so that rho = 1 is the product, as of independent traits, and with rho = 0 sets follow the geometric mean of their
+traits' priors, which is what is used where sharing is learned. rho itself is better not learned: fitted variances are
+shrunken, so a rho that makes up for it grows, and makes up for it in sets alone.
 
 Up to `MOST_TRAITS` traits have all their 2^K - 1 configurations. Of more traits a model holds some: those of one trait
 and of two, and the larger ones that variants of the genome seem to have (`deepwas.pleiotropy.growing`); all others have
@@ -28,7 +30,9 @@ A configuration delta is a class of an effect (`deepwas.finemapping.effects`): u
 covariance diag(sqrt N) (I - T)^-T diag(s delta) (I - T)^-1 diag(sqrt N), its mean over draws of T where T is uncertain.
 
 Beside them stand effects through heritable factors that no trait here measures: one class each, of u = sqrt(N) v a with
-v ~ N(0, 1) and loadings a, that acts on no trait directly (`deepwas.pleiotropy.factors`).
+v ~ N(0, 1) and loadings a, that acts on no trait directly (`deepwas.pleiotropy.factors`). What makes it likely that a
+variant acts on the traits of a factor makes it likely that it does so through it: such effects, too, follow the
+geometric mean of these traits' priors.
 """
 
 from __future__ import annotations
@@ -134,8 +138,9 @@ class TraitModel:
     excess: (K + 1,), psi_n by number of traits; that of 0 and 1 is 0.  pairs: (K, K), b, symmetric, 0 on the diagonal.
     offsets: (K,), a.
     draws: (n, K, K), of T, over which the covariance of effects is averaged; none takes T as exact.
-    loadings: (F, K), a of F heritable factors.  factor_odds: (F,), log prior odds that a variant acts through each, if
-        there is this factor.  factor_probability: (F,), that there is; 1 by default.
+    loadings: (F, K), a of F heritable factors.  factor_odds: (F,), log prior odds that a variant of average priors acts
+        through each, if there is this factor; see `odds_of_factors`.  factor_probability: (F,), that there is; 1 by
+        default.
     mean_direct: (K,), mean d_k, and follows: rho; without mean_direct h is 0.
     background: (K,), t: effects that cannot be located add t_k s_ik to the noise of trait k in direction i of a block's
         whitened z-scores, s_ik = sum_j G_ij^2 times the prior variance of j's effect on its z-scores.
@@ -271,10 +276,26 @@ class TraitModel:
     def tilt(self, direct: Floats) -> Floats:
         """(m, C), (1 - 1/n) sum_k delta_k log(d_jk / mean d_k) of sets of n >= 2 traits, 0 of others."""
         size = self.sets.sum(axis=1)
+        weight = np.where(size >= 2, 1 - 1 / size, 0.0)
+        return np.asarray(self._beside_mean(direct) @ (self.sets * weight[:, None]).T)
+
+    def odds_of_factors(self, direct: Floats) -> Floats:
+        """(m, F), log prior odds that a variant acts through each factor, from the direct variances (m, K).
+
+        As likely as the geometric mean of d_jk / mean d_k over the traits that the factor moves: what makes it likely
+        that a variant acts on these makes it likely that it does so through what they have in common.
+        """
+        follows = np.zeros((len(direct), self.factors))
+        if len(self.mean_direct) and self.factors:
+            moved = self.sets[self.moved_by_factors]
+            follows = self._beside_mean(direct) @ (moved / moved.sum(axis=1, keepdims=True)).T
+        return np.asarray(self.factor_odds[None, :] + follows)
+
+    def _beside_mean(self, direct: Floats) -> Floats:
+        """(m, K), log(d_jk / mean d_k), 0 where there is none."""
         with np.errstate(divide="ignore"):
             each = np.log(direct / self.mean_direct[None, :])
-        weight = np.where(size >= 2, 1 - 1 / size, 0.0)
-        return np.where(np.isfinite(each), each, 0.0) @ (self.sets * weight[:, None]).T
+        return np.where(np.isfinite(each), each, 0.0)
 
     def log_odds(self, direct: Floats, shared: NDArray[np.floating] | None = None) -> Floats:
         """(m, C + F), log P(delta) - log P(0), from the direct variances (m, K).
@@ -291,4 +312,4 @@ class TraitModel:
             odds -= (1 - self.follows) * np.where(np.isfinite(odds), self.tilt(direct), 0.0)
         if shared is not None:
             odds[:, size >= 2] += np.asarray(shared, np.float64)[:, None]
-        return np.concatenate([odds, np.broadcast_to(self.factor_odds, (len(odds), self.factors))], axis=1)
+        return np.concatenate([odds, self.odds_of_factors(direct)], axis=1)

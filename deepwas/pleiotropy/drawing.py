@@ -64,7 +64,7 @@ def draw_without_sharing(
     acts[draw_partners(_weighed(block, model), found, each[traits], pi, each, model.together, rng)] = True
     D = acts * rng.normal(size=(m, K)) * np.sqrt(model.slab)[None, :]
     u = D @ model.forward
-    for a, odds in zip(model.loadings, model.factor_odds, strict=True):
+    for a, odds in zip(model.loadings, model.odds_of_factors(block.direct).T, strict=True):
         through = rng.random(m) < 1 / (1 + np.exp(-odds))
         u += (through * rng.normal(size=m))[:, None] * (a * np.sqrt(model.sample_size))[None, :]
     return _z_scores(block, u, model, rng, panel)

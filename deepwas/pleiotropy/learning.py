@@ -101,7 +101,6 @@ class Counts:
     close: (2,), pairs of credible sets in LD r^2 of `CLOSE` to `_APART`, with a trait in common and with none.
     located: (C + F,), of credible sets by class.  around: the same times the number of variants in such LD with the
     lead.  variants: in all.
-    tilt: sum of `TraitModel.tilt`.
     left: of each block what located effects leave of the squares of whitened z-scores, `TraitModel.signal`, and the
     noise that these stand beside, each (k, K).
     """
@@ -115,7 +114,6 @@ class Counts:
     located: Floats
     around: Floats
     variants: int = 0
-    tilt: float = 0.0
     left: list[tuple[Floats, Floats, Floats]] = field(default_factory=list)
 
     @classmethod
@@ -141,9 +139,6 @@ class Counts:
         self.present += p.sum(axis=0)
         self.kept += np.sum(block.direct * (1 - np.minimum(p, 1)) / (1 - pi), axis=0)
         self.squares += found.square.sum(axis=0)
-        if len(model.mean_direct):
-            own = found.probability[:, : len(model.sets)]
-            self.tilt += float(np.sum(own * model.tilt(block.direct)))
         level = np.diag(model.noise if panel is None else raised(model, found, panel))
         squares = squares_left(block.whitened - found.fitted, leads)
         self.left.append((squares, signal, np.broadcast_to(level, squares.shape)))
@@ -168,7 +163,6 @@ class Counts:
             then = sample.expected(model)
             for one, other in ((now.sizes[2:], then.sizes[2:]), (now.pairs, then.pairs)):
                 moved = max(moved, np.abs(np.log((one + _PRIOR_COUNT) / (other + _PRIOR_COUNT))).max())
-            moved = max(moved, abs(changed.follows - model.follows))
         return changed, float(moved)
 
     def close_by_chance(self, model: TraitModel) -> Floats:
@@ -186,7 +180,7 @@ class Counts:
         sizes, pairs = smoothed(np.where(n >= 2, self.sizes, 0.0), self.pairs, possible, _SMOOTH_COUNT)
         sizes = np.where(n >= 2, sizes + _SIZE_COUNT, 0.0)
         effects = float(self.present.sum() + _SIZE_COUNT * n[2:].sum() + _PRIOR_COUNT * K)
-        return Shares(sizes / effects, pairs / effects, self.tilt / effects, effects)
+        return Shares(sizes / effects, pairs / effects, effects)
 
 
 def least_slab(model: TraitModel) -> Floats:

@@ -34,7 +34,6 @@ Say = Callable[[str, int, int], None]
 _START = 1e-3  # mean pi_jk that learning starts from
 _SHARED = 0.5
 _OBSERVED = 0.8
-_FOLLOWS = 0.3  # rho that learning starts from
 _LEAST_OWN = 0.02  # of f: f and T are estimates, and rule out no effect of a variant's own
 _RANGE = 7.0  # nats that an effect variance may lie below the trait's mean, as far as networks of `fit` go by default
 
@@ -116,7 +115,7 @@ def learn_model(
         draws=structure.draws,
         together=(TOGETHER, TOGETHER),
         mean_direct=mean,
-        follows=_FOLLOWS if options.sharing else 1.0,
+        follows=0.0 if options.sharing else 1.0,
     )
     model = replace(model, slab=np.maximum(model.slab, least_slab(model)))
     every = BlocksToLocate(joint, direct, range(len(joint)), shapes)
@@ -146,14 +145,17 @@ def learn_model(
     if options.confounders and model.traits > 2:
         factors = _factors(every, model, options, panel, progress)
         if factors:
-            variants = sum(len(range(*joint.rows(i).indices(len(direct)))) for i in every.members)
-            odds = np.log([one.members / variants for one in factors])
             model = replace(
                 model,
                 loadings=np.stack([one.loadings for one in factors]),
-                factor_odds=odds,
+                factor_odds=np.zeros(len(factors)),
                 factor_probability=np.array([one.probability for one in factors]),
             )
+            by_prior = np.zeros(len(factors))
+            for i in every.members:
+                by_prior += np.exp(model.odds_of_factors(direct[joint.rows(i)])).sum(axis=0)
+            members = np.array([one.members for one in factors])
+            model = replace(model, factor_odds=np.log(members / by_prior))
             model, more = learned(model)
             rounds += more
     return model, direct, rounds

@@ -337,7 +337,6 @@ def _result(
                 for j, k in combinations(range(model.traits), 2)
             ],
             "log_odds_of_effects_in_ld": dict(zip(("common_trait", "no_common_trait"), model.together, strict=True)),
-            "sharing_follows_priors": model.follows,
             "marginal_log_odds": dict(zip(traits.names, model.offsets.tolist(), strict=True)),
             "background": dict(zip(traits.names, model.background.tolist(), strict=True)),
             "factors": [

@@ -1,4 +1,4 @@
-"""How often variants act on several traits: psi, a and rho under which the prior expects what the posterior counts.
+"""How often variants act on several traits: psi and a under which the prior expects what the posterior counts.
 
 psi of a set of n traits is psi_n + sum of b_kl over its pairs (`deepwas.pleiotropy.configurations`): n alone would hold
 that any two traits share as many variants as any other two, so that a trait which shares nothing seems to act wherever
@@ -12,9 +12,6 @@ others do. With D effects counted by the posterior on all traits together, psi a
 the maximum over psi with the marginals held. They are found by iterative scaling (Darroch & Ratcliff 1972), psi_n by
 the log of wanted over expected numbers, a by the same over the mean size of the sets that hold the trait, and b by
 that over the mean number of pairs, allowing for its prior, so that steps do not overshoot.
-
-rho moves by Newton's steps to where the sum over variants of E[(1 - 1/n) sum_k delta_k log(d_jk / mean d_k)] is by the
-prior what it is by the posterior, between 0 and 1.
 """
 
 from __future__ import annotations
@@ -42,7 +39,6 @@ _SCALINGS = 60
 _SCALED = 0.02
 _NOTHING = 1e-12
 _LEAP = 1.5
-_TURN = 0.1  # of rho, a step
 _PAIR_SD = 1.5  # of b
 _HALVINGS = 12
 _STEEPEST, _BISECTIONS = 12.0, 50  # of the log of the factor between neighbouring sizes
@@ -54,12 +50,11 @@ class Shares:
     """What the posterior counts, over the number of effects on all traits.
 
     sizes: (K + 1,), variants of n traits, 0 for n < 2.  pairs: (K, K), variants that act on two traits each; None
-    leaves b as it is.  tilt: sum of `TraitModel.tilt`; None leaves rho.  effects: their number.
+    leaves b as it is.  effects: their number.
     """
 
     sizes: Floats
     pairs: Floats | None = None
-    tilt: float | None = None
     effects: float = 1.0
 
 
@@ -118,7 +113,7 @@ class Expected:
 
     sizes: (K + 1,), by number of traits.  present: (K,), that act on each.  weighted: (K,), those times the size of
     their sets.  pi: (K,), what `present` should be.  pairs: (K, K), that act on two each.  crowded: (K, K), those times
-    the number of pairs in their sets.  moments: (2,), sum and sum of squares of `TraitModel.tilt`.
+    the number of pairs in their sets.
     """
 
     sizes: Floats
@@ -127,7 +122,6 @@ class Expected:
     pi: Floats
     pairs: Floats
     crowded: Floats
-    moments: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,16 +156,11 @@ class Sample:
         size = masks.sum(axis=1)
         sizes = np.bincount(size.astype(int), weights=prior, minlength=model.traits + 1).astype(np.float64)
         pi = self.weight @ model.pi(self.direct)
-        moments = np.zeros(2)
-        if len(model.mean_direct):
-            tilt = model.tilt(self.direct)
-            own = each[:, : len(model.sets)] * tilt
-            moments = np.array([self.weight @ own.sum(axis=1), self.weight @ (own * tilt).sum(axis=1)])
         pairs, crowded = (_by_pair(masks, weight) for weight in (prior, prior * size * (size - 1) / 2))
-        return Expected(sizes, prior @ masks, (prior * size) @ masks, pi, pairs, crowded, moments)
+        return Expected(sizes, prior @ masks, (prior * size) @ masks, pi, pairs, crowded)
 
     def solve(self, model: TraitModel, wanted: Shares) -> tuple[TraitModel, Expected]:
-        """The model with psi, a and, where they are counted, b and rho that expect what is wanted; what it expects."""
+        """The model with psi, a and, where pairs are counted, b that expect what is wanted; what it expects."""
         now = self.expected(model)
         free = wanted.pairs is not None and model.traits > 2  # of two traits psi_2 says all
         for _ in range(_SCALINGS):
@@ -181,17 +170,13 @@ class Sample:
             off[now.sizes == 0] = 0.0  # no set of this size can be
             shift = np.log(np.maximum(now.pi, _NOTHING) / np.maximum(now.present, _NOTHING)) * (now.present + _NOTHING)
             shift /= now.weighted + _NOTHING
-            pairs, follows = model.pairs, model.follows
+            pairs = model.pairs
             if wanted.pairs is not None and free:
                 scale = wanted.effects / total
                 pairs = pairs + 0.5 * _step(
                     wanted.effects * wanted.pairs, scale * now.pairs, scale * now.crowded, pairs
                 )
-            if wanted.tilt is not None and np.abs(off).max() < _LEAP:
-                first, second = now.moments
-                follows += np.clip((wanted.tilt * total - first) / (second + 1.0), -_TURN, _TURN)
-                follows = float(np.clip(follows, 0.0, 1.0))
-            moved = max(np.abs(x).max() for x in (off, shift, pairs - model.pairs, np.array([follows - model.follows])))
+            moved = max(np.abs(x).max() for x in (off, shift, pairs - model.pairs))
             if moved < _SCALED:
                 break
             model = replace(
@@ -199,7 +184,6 @@ class Sample:
                 excess=model.excess + 0.5 * np.clip(off, -6, 6),
                 offsets=np.clip(model.offsets + np.clip(shift, -2, 2), -_MOST_OFFSET, _MOST_OFFSET),
                 pairs=pairs,
-                follows=follows,
             )
             now = self.expected(model)
         return model, now
