@@ -246,6 +246,10 @@ def test_the_command_maps_a_run_with_its_own_noise_and_mismatch(run, tmp_path, c
     said = "".join(capsys.readouterr())
     assert "95% credible sets" in said
     assert "learned in" in said
+    mapped = pl.read_csv(out / "finemap.tsv.gz", separator="\t", null_values="NA", infer_schema_length=None)
+    best = mapped.row(int(mapped["PIP"].arg_max()), named=True)
+    told = f"likeliest to have an effect of its own: {best['SNP']}, inclusion probability {best['PIP']:.3g}, effect"
+    assert told in " ".join(said.split())
     record = json.loads((out / "posterior.json").read_text())["finemap"]
     assert record["options"]["purity"] == 0.6
     assert record["slab_rounds"] >= 1

@@ -16,7 +16,7 @@ from deepwas.cli._console import say
 from deepwas.errors import InputError
 from deepwas.files import refuse_overwrite, require_parent
 
-__all__ = ["Overwrite", "require_output", "say_if_nothing_to_resume"]
+__all__ = ["Overwrite", "require_output", "say_if_nothing_to_resume", "say_what_is_kept"]
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there under the output's name.")]
 
@@ -34,3 +34,15 @@ def say_if_nothing_to_resume(resume: bool, folder: Path) -> None:
     """Say that --resume starts a new run where there is none."""
     if resume and not (folder.is_dir() and any(folder.iterdir())):
         say(f"warning: {folder}: nothing to resume there; a new run starts.")
+
+
+def say_what_is_kept(resume: bool, *partials: Path) -> None:
+    """Say how many LD blocks --resume need not compute again.  partials: files of `deepwas.posterior.progress`."""
+    if not resume:
+        return
+    from deepwas.posterior.progress import blocks_kept
+
+    for path in partials:
+        if (found := blocks_kept(path)) is not None:
+            done, total = found
+            say(f"{path}: {done:,} of {total:,} LD blocks are kept from before.")

@@ -9,7 +9,7 @@ import typer
 
 from deepwas.cli._console import progress_of_stages, say, say_counts, show, warnings_said
 from deepwas.cli._flags import naming_flags
-from deepwas.cli._outputs import say_if_nothing_to_resume
+from deepwas.cli._outputs import say_if_nothing_to_resume, say_what_is_kept
 from deepwas.errors import InputError
 
 if TYPE_CHECKING:
@@ -183,7 +183,9 @@ def pleiotropy(
 
     store = open_ld(ld)
 
-    from deepwas.pleiotropy.run import classify
+    from deepwas.pleiotropy.run import PARTIAL, classify
+
+    say_what_is_kept(resume, out / PARTIAL)
 
     with progress_of_stages() as progress, warnings_said():
         found = classify(

@@ -9,12 +9,13 @@ import typer
 
 from deepwas.cli._console import progress_of_stages, say, say_counts, show, warnings_said
 from deepwas.cli._flags import naming_flags
-from deepwas.cli._outputs import say_if_nothing_to_resume
+from deepwas.cli._outputs import say_if_nothing_to_resume, say_what_is_kept
 from deepwas.errors import InputError
 
 if TYPE_CHECKING:
     from deepwas.finemapping.options import FineMapOptions
     from deepwas.posterior import Posterior
+    from deepwas.posterior.finemap import FineMap
 
 
 def register(app: typer.Typer) -> None:
@@ -134,12 +135,13 @@ def posterior(
         require_file(sumstats, "summary statistics")
 
     from deepwas.ld import open_ld
-    from deepwas.posterior.progress import require_folder
+    from deepwas.posterior.progress import FINEMAP_PARTIAL, PARTIAL, require_folder
     from deepwas.posterior.score_file import check_name
 
     check_name(name)
     require_folder(out, resume)
     say_if_nothing_to_resume(resume, out)
+    say_what_is_kept(resume, out / PARTIAL, out / FINEMAP_PARTIAL)
     store = open_ld(ld)
 
     from deepwas.posterior import estimate_posterior
@@ -160,6 +162,8 @@ def posterior(
     _show(found, out)
     if finemap:
         _show_finemap(found.record["finemap"])
+        assert found.finemap is not None
+        _show_likeliest(found.finemap)
 
 
 def _finemap_options(wanted: bool, given: dict[str, Any]) -> FineMapOptions | None:
@@ -208,6 +212,14 @@ def _show_finemap(found: dict[str, Any]) -> None:
         say(f"{fit['flagged']:,} of {fit['blocks']:,} LD blocks are flagged for LD mismatch (column FLAG).")
 
 
+def _show_likeliest(found: FineMap) -> None:
+    best = found.variants.filter(found.variants["PIP"] == found.variants["PIP"].max()).row(0, named=True)
+    say(
+        f"likeliest to have an effect of its own: {best['SNP']}, inclusion probability {best['PIP']:.3g}, effect "
+        f"{best['BETA_MEAN']:.3g} ± {best['BETA_SD']:.2g} standard deviations of the trait for one of genotype"
+    )
+
+
 def _show(found: Posterior, out: Path) -> None:
     from rich.table import Table
 
@@ -224,8 +236,8 @@ def _show(found: Posterior, out: Path) -> None:
     show(table)
     best = found.table.filter(found.table["POST_Z"].abs() == found.table["POST_Z"].abs().max()).row(0, named=True)
     say(
-        f"surest effect: {best['SNP']}, {best['POST_MEAN']:.3g} ± {best['POST_SD']:.2g} standard deviations of the "
-        "trait for one of genotype, drawn to 0 by the prior"
+        f"surest effect, were every variant to have one: {best['SNP']}, {best['POST_MEAN']:.3g} ± "
+        f"{best['POST_SD']:.2g} standard deviations of the trait for one of genotype, drawn to 0 by the prior"
     )
     gain = found.record["prior"].get("held_out_gain")
     if gain is not None and gain < 0:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from deepwas.errors import InputError
 from deepwas.files import read_json, reopen_hdf5
 
-__all__ = ["COLUMNS", "FINEMAP_PARTIAL", "PARTIAL", "Computed", "claim_folder", "require_folder"]
+__all__ = ["COLUMNS", "FINEMAP_PARTIAL", "PARTIAL", "Computed", "blocks_kept", "claim_folder", "require_folder"]
 
 PARTIAL, FINEMAP_PARTIAL = "posterior.partial.h5", "finemap.partial.h5"
 COLUMNS = ("prior", "mean", "sd", "standard_error", "score", "expected_score", "exact", "residual")
@@ -60,6 +60,20 @@ def _differences(known: dict[str, Any], given: dict[str, Any]) -> str:
     out = [f"{name} was {one.get(name)}, is {value}" for name, value in other.items() if one.get(name) != value]
     out += [name for name, value in given.items() if name not in _OWN and known.get(name) != value]
     return f" ({'; '.join(out)})" if out else " (the numbers in the inputs)"
+
+
+def blocks_kept(path: Path) -> tuple[int, int] | None:
+    """Blocks that `Computed` has kept in a file, and all of them; None where there is none that can be read."""
+    import h5py
+
+    if not path.is_file():
+        return None
+    try:
+        with h5py.File(path, "r") as handle:
+            done = handle["done"][:]
+    except (OSError, KeyError):
+        return None  # cut off while it was made, or another process writes it: `Computed` says so
+    return int(done.sum()), len(done)
 
 
 class Computed:
