@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.optimize import nnls
+from scipy.special import logit
 
 from deepwas.errors import InputError
 from deepwas.ld import LDBlock
@@ -88,31 +89,34 @@ def test_log_odds_are_those_of_independent_traits_and_their_excess():
 def test_sets_follow_priors_as_much_as_rho_says():
     rng = np.random.default_rng(4)
     slab = np.array([1e-4, 2e-4, 3e-4])
-    direct = slab * 1e-3 * np.exp(rng.normal(size=(50, 3)))
+    direct = slab * 2e-2 * np.exp(2 * rng.normal(size=(50, 3)))  # some above half the slab
     mean = direct.mean(axis=0)
     how = {"excess": np.array([0, 0, 1.0, 2.0]), "mean_direct": mean}
+    pi = np.minimum(direct / slab, 0.5)
+    assert (pi == 0.5).any()
     product = TraitModel(np.full(3, 1e5), np.eye(3), slab, np.zeros((3, 3)), **how).log_odds(direct)
     model = TraitModel(np.full(3, 1e5), np.eye(3), slab, np.zeros((3, 3)), follows=0.25, **how)
     for c, mask in enumerate(model.masks):
         n = mask.sum()
-        h = 0.75 * (1 - 1 / n) * np.log(direct / mean)[:, mask].sum(axis=1) if n > 1 else 0.0
+        h = 0.75 * (1 - 1 / n) * (logit(pi) - logit(mean / slab))[:, mask].sum(axis=1) if n > 1 else 0.0
         np.testing.assert_allclose(model.log_odds(direct)[:, c], product[:, c] - h)
     geometric = TraitModel(np.full(3, 1e5), np.eye(3), slab, np.zeros((3, 3)), follows=0.0, **how).log_odds(direct)
-    rise = np.log(direct / mean).mean(axis=1)
-    np.testing.assert_allclose(geometric[:, -1] - geometric[0, -1], rise - rise[0], atol=0.03)
+    rise = logit(pi).mean(axis=1)
+    np.testing.assert_allclose(geometric[:, -1] - geometric[0, -1], rise - rise[0])
 
 
 def test_effects_through_factors_follow_the_priors_of_the_traits_that_they_move():
     rng = np.random.default_rng(8)
     slab = np.array([1e-4, 2e-4, 3e-4])
-    direct = slab * 1e-3 * np.exp(rng.normal(size=(50, 3)))
+    direct = slab * 1e-2 * np.exp(rng.normal(size=(50, 3)))
     through = {"loadings": np.array([[0.02, 0.0, -0.02]]), "factor_odds": np.array([-5.0])}
     model = TraitModel(np.full(3, 1e5), np.eye(3), slab, np.zeros((3, 3)), mean_direct=direct.mean(axis=0), **through)
-    beside = np.log(direct / direct.mean(axis=0))
+    beside = logit(direct / slab) - logit(direct.mean(axis=0) / slab)
     np.testing.assert_allclose(model.odds_of_factors(direct)[:, 0], -5.0 + (beside[:, 0] + beside[:, 2]) / 2)
     np.testing.assert_array_equal(model.log_odds(direct)[:, -1], model.odds_of_factors(direct)[:, 0])
-    direct[3, 0] = 0.0  # the other trait's prior says
-    assert model.odds_of_factors(direct)[3, 0] == pytest.approx(-5.0 + beside[3, 2] / 2)
+    direct[3, 0], direct[4, 1] = 0.0, 0.0  # on a trait that the factor moves, and on one that it does not
+    assert model.odds_of_factors(direct)[3, 0] == -np.inf
+    assert model.odds_of_factors(direct)[4, 0] == pytest.approx(-5.0 + (beside[4, 0] + beside[4, 2]) / 2)
 
 
 def test_sharing_is_solved_for_with_the_marginals_held():

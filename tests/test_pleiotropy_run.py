@@ -347,12 +347,20 @@ def test_tables_of_structure_that_lack_something_are_refused(world, tmp_path):
         ({"CAUSE": ["a", "b"], "EFFECT": ["c", "c"], "T": [0.0, 0.2], "SE": [None, None]}, "row 2: the effect of b on"),
         ({"CAUSE": ["a"], "EFFECT": ["a"], "T": [0.1], "SE": [0.1]}, "row 1: a has an effect on itself"),
         ({"CAUSE": ["a"], "EFFECT": ["x"], "T": [0.1], "SE": [0.1]}, "row 1, column EFFECT: 'x' is no trait here"),
+        (
+            {"CAUSE": ["a", "a"], "EFFECT": ["b", "b"], "T": [0.1, 0.5], "SE": [0.1, 0.1]},
+            "row 2: a on b is given twice",
+        ),
     ):
         pl.DataFrame(table).write_csv(tmp_path / "T.tsv", separator="\t", null_value="NA")
         with pytest.raises(InputError, match=message):
             classify(priors, world.store, sumstats=z, trait_effects=tmp_path / "T.tsv")
     pl.DataFrame({"TRAIT_1": ["a"], "TRAIT_2": ["b"], "NOISE": [0.1]}).write_csv(tmp_path / "n.tsv", separator="\t")
     with pytest.raises(InputError, match="no value for a and c"):
+        classify(priors, world.store, sumstats=z, noise_correlation=tmp_path / "n.tsv")
+    twice = {"TRAIT_1": ["a", "b"], "TRAIT_2": ["b", "a"], "NOISE": [0.1, 0.5]}
+    pl.DataFrame(twice).write_csv(tmp_path / "n.tsv", separator="\t")
+    with pytest.raises(InputError, match=r"n\.tsv: row 2, column NOISE: b and a have 0\.5, and 0\.1 before"):
         classify(priors, world.store, sumstats=z, noise_correlation=tmp_path / "n.tsv")
     given = TraitEffects.given(paths(), np.where(paths() != 0, 0.1, 0), names=NAMES)
     with pytest.raises(InputError, match="T is one or the other"):
@@ -397,6 +405,8 @@ def test_variants_without_a_prior_are_refused_or_have_no_effect(world, tmp_path)
 
 def test_names_come_from_folders(tmp_path):
     assert list(joint_module.named([tmp_path / "height", tmp_path / "bmi"], "runs")) == ["height", "bmi"]
+    with pytest.raises(InputError, match="'SHARED' cannot name a trait: a column is called P_SHARED already"):
+        joint_module.named([tmp_path / "height", tmp_path / "SHARED"], "runs")
     with pytest.raises(InputError, match="cannot name a trait"):
         joint_module.named({"a b": 1, "c": 2}, "runs")
 

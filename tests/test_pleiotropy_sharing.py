@@ -84,7 +84,7 @@ def test_numbers_of_shared_variants_are_those_of_the_configurations():
     pi = np.asarray(block.direct / model.slab)
     prior = np.exp(odds) / (1 + np.exp(odds).sum(axis=1, keepdims=True))
     by_chance = _chance(pi, pi.sum(axis=0))
-    for found, p in ((_found(effects, model), effects.probability), (by_chance, prior)):
+    for found, p in ((_found(effects.probability, model), effects.probability), (by_chance, prior)):
         for j in range(3):
             for k in range(3):
                 if j != k:
@@ -106,6 +106,12 @@ def test_sharing_is_found_and_independence_is_not_rejected():
     assert found.statistic > found.null.max()
     assert progress[-1] == (22, 22)
     assert found.as_dict(["a", "b"])["pairs"][0]["traits"] == ["a", "b"]
+    # Of blocks with flanks only what they score counts: two halves of them have what the whole has.
+    parts = [
+        sharing_test([replace(b, scored=x) for b in world(True, 3)], MODEL, draws=1, rounds=2, slots=3, candidates=16)
+        for x in (slice(0, SIZE // 2), slice(SIZE // 2, SIZE))
+    ]
+    assert parts[0].expected + parts[1].expected == pytest.approx(found.expected, rel=1e-4)
     # Under psi = 0 the ranks of ten data sets are uniform: their mean p is within 3.5 standard errors of its own.
     p = [
         sharing_test(world(False, 10 + i, blocks=4), MODEL, draws=9, rounds=0, slots=3, candidates=16, seed=i).p

@@ -16,11 +16,11 @@ a_k holds the marginals: the expected number of variants that act on trait k sta
 The product alone would let annotations that raise all traits' priors e-fold raise sets of n traits by e^n: each single
 effect of a variant with high priors would look like a shared one. For n >= 2
 
-    h_j = (1 - rho) (1 - 1/n) sum_k delta_k log(d_jk / mean d_k),
+    h_j = (1 - rho) (1 - 1/n) sum_k delta_k (logit pi_jk - logit(mean d_k / s_k)),
 
 so that rho = 1 is the product, as of independent traits, and with rho = 0 sets follow the geometric mean of their
-traits' priors, which is what is used where sharing is learned. rho itself is better not learned: fitted variances are
-shrunken, so a rho that makes up for it grows, and makes up for it in sets alone.
+traits' prior odds, which is what is used where sharing is learned. rho itself is better not learned: fitted variances
+are shrunken, so a rho that makes up for it grows, and makes up for it in sets alone.
 
 Up to `MOST_TRAITS` traits have all their 2^K - 1 configurations. Of more traits a model holds some: those of one trait
 and of two, and the larger ones that variants of the genome seem to have (`deepwas.pleiotropy.growing`); all others have
@@ -32,7 +32,7 @@ covariance diag(sqrt N) (I - T)^-T diag(s delta) (I - T)^-1 diag(sqrt N), its me
 Beside them stand effects through heritable factors that no trait here measures: one class each, of u = sqrt(N) v a with
 v ~ N(0, 1) and loadings a, that acts on no trait directly (`deepwas.pleiotropy.factors`). What makes it likely that a
 variant acts on the traits of a factor makes it likely that it does so through it: such effects, too, follow the
-geometric mean of these traits' priors.
+geometric mean of these traits' prior odds.
 """
 
 from __future__ import annotations
@@ -116,6 +116,10 @@ def direct_variances(total: ArrayLike, T: ArrayLike) -> Floats:
                 break
         found[rows] = d
     return np.asarray(np.maximum(found, 0.0))
+
+
+def _logit(p: Floats) -> Floats:
+    return np.asarray(np.log(p) - np.log1p(-p))
 
 
 def _spread(T: Floats) -> Floats:
@@ -212,16 +216,19 @@ class TraitModel:
         return len(self.factor_odds)
 
     @cached_property
+    def moved_traits(self) -> NDArray[np.bool_]:
+        """(F, K), those that each factor moves, two or more, not through T alone."""
+        loadings = self.loadings.reshape(self.factors, self.traits)
+        own = np.abs(loadings @ (np.eye(self.traits) - self.T)) * np.sqrt(self.sample_size)
+        first, second = np.sort(own, axis=1)[:, ::-1][:, :2].T
+        return np.asarray(own >= np.minimum(_MOVED * first, second)[:, None])
+
+    @cached_property
     def moved_by_factors(self) -> NDArray[np.int64]:
-        """(F,), the configuration nearest to the traits that each factor moves, two or more, not through T alone."""
-        found = []
+        """(F,), the configuration of two traits or more that is nearest to those that each factor moves."""
         several = np.flatnonzero(self.sets.sum(axis=1) >= 2)
-        for a in self.loadings.reshape(self.factors, self.traits):
-            own = np.abs(a @ (np.eye(self.traits) - self.T)) * np.sqrt(self.sample_size)
-            first, second = np.sort(own)[::-1][:2]
-            moved = own >= min(_MOVED * first, second)
-            found.append(int(several[(self.sets[several] != moved).sum(axis=1).argmin()]))
-        return np.array(found, np.int64)
+        away = (self.sets[several][None] != self.moved_traits[:, None]).sum(axis=2)
+        return np.asarray(several[away.argmin(axis=1)], np.int64)
 
     @cached_property
     def classes(self) -> EffectClasses:
@@ -274,27 +281,30 @@ class TraitModel:
         return np.asarray(self.excess[self.sets.sum(axis=1)] + ((self.sets @ self.pairs) * self.sets).sum(axis=1) / 2)
 
     def tilt(self, direct: Floats) -> Floats:
-        """(m, C), (1 - 1/n) sum_k delta_k log(d_jk / mean d_k) of sets of n >= 2 traits, 0 of others."""
+        """(m, C), (1 - 1/n) sum_k delta_k of what `beside_mean` gives, for sets of n >= 2 traits, 0 of others."""
         size = self.sets.sum(axis=1)
         weight = np.where(size >= 2, 1 - 1 / size, 0.0)
-        return np.asarray(self._beside_mean(direct) @ (self.sets * weight[:, None]).T)
+        return np.asarray(self.beside_mean(direct) @ (self.sets * weight[:, None]).T)
 
     def odds_of_factors(self, direct: Floats) -> Floats:
         """(m, F), log prior odds that a variant acts through each factor, from the direct variances (m, K).
 
-        As likely as the geometric mean of d_jk / mean d_k over the traits that the factor moves: what makes it likely
-        that a variant acts on these makes it likely that it does so through what they have in common.
+        They follow the geometric mean of the prior odds over the traits that the factor moves: what makes it likely
+        that a variant acts on these makes it likely that it does so through what they have in common. A variant that
+        cannot act on one of them does not act through the factor.
         """
-        follows = np.zeros((len(direct), self.factors))
-        if len(self.mean_direct) and self.factors:
-            moved = self.sets[self.moved_by_factors]
-            follows = self._beside_mean(direct) @ (moved / moved.sum(axis=1, keepdims=True)).T
-        return np.asarray(self.factor_odds[None, :] + follows)
+        odds = np.broadcast_to(self.factor_odds, (len(direct), self.factors))
+        if not len(self.mean_direct) or not self.factors:
+            return odds
+        moved = self.moved_traits.astype(np.float64)
+        follows = self.beside_mean(direct) @ (moved / moved.sum(axis=1, keepdims=True)).T
+        cannot = (direct <= 0).astype(np.float64) @ moved.T > 0
+        return np.where(cannot, -np.inf, odds + follows)
 
-    def _beside_mean(self, direct: Floats) -> Floats:
-        """(m, K), log(d_jk / mean d_k), 0 where there is none."""
+    def beside_mean(self, direct: Floats) -> Floats:
+        """(m, K), logit pi_jk less that of a variant of average prior; 0 where pi_jk is 0."""
         with np.errstate(divide="ignore"):
-            each = np.log(direct / self.mean_direct[None, :])
+            each = _logit(self.pi(direct)) - _logit(self.pi(self.mean_direct))[None, :]
         return np.where(np.isfinite(each), each, 0.0)
 
     def log_odds(self, direct: Floats, shared: NDArray[np.floating] | None = None) -> Floats:
@@ -304,7 +314,7 @@ class TraitModel:
         """
         pi = self.pi(direct)
         with np.errstate(divide="ignore"):
-            each = np.log(pi) - np.log1p(-pi) + self.offsets[None, :]
+            each = _logit(pi) + self.offsets[None, :]
         masks, size = self.sets.astype(np.float64), self.sets.sum(axis=1)
         gone = (~np.isfinite(each)).astype(np.float64) @ masks.T > 0
         odds = np.where(gone, -np.inf, np.where(np.isfinite(each), each, 0.0) @ masks.T + self.psi[None, :])

@@ -163,10 +163,19 @@ def read_noise(path: PathLike, names: tuple[str, ...]) -> Floats:
     frame = _table(path, ("TRAIT_1", "TRAIT_2", "NOISE"), "noise correlations")
     matrix = np.full((len(names), len(names)), np.nan)
     np.fill_diagonal(matrix, 1.0)
+    given: dict[tuple[int, int], float] = {}
     place = {name: k for k, name in enumerate(names)}
-    for a, b, value in frame.select("TRAIT_1", "TRAIT_2", "NOISE").iter_rows():
-        if a in place and b in place:
-            matrix[place[a], place[b]] = matrix[place[b], place[a]] = np.nan if value is None else value
+    for number, (a, b, value) in enumerate(frame.select("TRAIT_1", "TRAIT_2", "NOISE").iter_rows(), start=1):
+        if a not in place or b not in place or value is None:
+            continue
+        here = place[a], place[b]
+        if here in given and given[here] != value:
+            raise InputError(
+                f"{path}: row {number}, column NOISE: {a} and {b} have {value:g}, and {given[here]:g} before. Keep one "
+                "row."
+            )
+        given[here] = given[here[::-1]] = value
+        matrix[here] = matrix[here[::-1]] = value
     if np.isnan(matrix).any():
         j, k = np.argwhere(np.isnan(matrix))[0]
         raise InputError(f"{path}: column NOISE: no value for {names[j]} and {names[k]}. Add the row, 0 for none.")
@@ -182,6 +191,7 @@ def read_trait_effects(path: PathLike, names: tuple[str, ...]) -> TraitEffects:
     frame = _table(path, ("CAUSE", "EFFECT", "T"), "effects of trait on trait")
     K = len(names)
     found = {column: np.full((K, K), np.nan) for column in _OF_EDGES}
+    seen: set[tuple[int, int]] = set()
     place = {name: k for k, name in enumerate(names)}
     for number, row in enumerate(frame.iter_rows(named=True), start=1):
         for column in ("CAUSE", "EFFECT"):
@@ -190,6 +200,9 @@ def read_trait_effects(path: PathLike, names: tuple[str, ...]) -> TraitEffects:
                     f"{path}: row {number}, column {column}: {row[column]!r} is no trait here: {', '.join(names)}."
                 )
         here = place[row["CAUSE"]], place[row["EFFECT"]]
+        if here in seen:
+            raise InputError(f"{path}: row {number}: {row['CAUSE']} on {row['EFFECT']} is given twice. Keep one row.")
+        seen.add(here)
         if here[0] == here[1] and row.get("T"):
             raise InputError(
                 f"{path}: row {number}: {row['CAUSE']} has an effect on itself. Remove the row, or give T 0."

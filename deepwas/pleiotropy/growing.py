@@ -77,6 +77,7 @@ def _grow(model: TraitModel, direct: Floats, b: Floats, d: float) -> dict[Set, f
     half = np.linalg.cholesky(np.linalg.inv(model.noise))
     x, forward = half.T @ b, model.forward @ half  # noise 1, by trait
     seen: dict[Set, float] = {}
+    beside = model.beside_mean(direct[None])[0] if len(model.mean_direct) else np.zeros(K)
 
     def value(traits: Set) -> float:
         if traits not in seen:
@@ -86,9 +87,8 @@ def _grow(model: TraitModel, direct: Floats, b: Floats, d: float) -> dict[Set, f
             t = root @ x
             fit = 0.5 * float(t @ np.linalg.solve(inside, t)) - 0.5 * float(np.linalg.slogdet(inside)[1])
             prior = float(odds[k].sum() + model.excess[len(k)] + model.pairs[np.ix_(k, k)].sum() / 2)
-            if len(k) >= 2 and len(model.mean_direct) and np.isfinite(prior):
-                tilt = (1 - 1 / len(k)) * float(np.log(direct[k] / model.mean_direct[k]).sum())
-                prior -= (1 - model.follows) * tilt
+            if len(k) >= 2 and np.isfinite(prior):
+                prior -= (1 - model.follows) * (1 - 1 / len(k)) * float(beside[k].sum())
             seen[traits] = fit + prior
         return seen[traits]
 

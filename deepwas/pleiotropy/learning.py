@@ -82,6 +82,7 @@ class JointBlock:
     factor: G (k, m).  whitened: (k, K), of the trait-wise z-scores.  direct: (m, K), direct variances d.
     rows: of its variants in the store.  shape: to pad to; None for that of the call.
     shared: (m,), added to the log odds of all configurations of two traits or more; None for 0.
+    scored: of its variants, those that it reports, the others being its flanks; all by default.
     """
 
     factor: NDArray[np.floating]
@@ -90,6 +91,7 @@ class JointBlock:
     rows: slice
     shape: tuple[int, int] | None = None
     shared: NDArray[np.floating] | None = None
+    scored: slice = field(default_factory=lambda: slice(None))
 
 
 @dataclass

@@ -83,7 +83,15 @@ class BlocksToLocate(Sequence[JointBlock]):
         i = self.members[j]
         rows = self.joint.rows(i)
         shared = None if self.shared is None else self.shared[i]
-        return JointBlock(self.joint.factor(i), self.joint.whitened[i], self.direct[rows], rows, self.shapes[j], shared)
+        return JointBlock(
+            self.joint.factor(i),
+            self.joint.whitened[i],
+            self.direct[rows],
+            rows,
+            self.shapes[j],
+            shared,
+            self.joint.scored(i),
+        )
 
 
 def learn_model(
@@ -153,7 +161,7 @@ def learn_model(
             )
             by_prior = np.zeros(len(factors))
             for i in every.members:
-                by_prior += np.exp(model.odds_of_factors(direct[joint.rows(i)])).sum(axis=0)
+                by_prior += np.exp(model.odds_of_factors(direct[joint.scored_rows(i)])).sum(axis=0)
             members = np.array([one.members for one in factors])
             model = replace(model, factor_odds=np.log(members / by_prior))
             model, more = learned(model)

@@ -226,7 +226,7 @@ def _first_record(
 ) -> dict[str, Any]:
     given = {
         "format": "deepwas-pleiotropy",
-        "format_version": 3,
+        "format_version": 4,
         "deepwas_version": __version__,
         "traits": [
             {"name": name, "sample_size": float(n), **record}
@@ -400,11 +400,15 @@ def _hops(
     if np.abs(correlation[np.triu_indices(len(correlation), 1)]).max() > HIGHEST_CORRELATION:
         notes.append(f"HOPS is not defined where z-scores of traits correlate above {HIGHEST_CORRELATION}: columns NA.")
         return None, rows
-    found = hops_scores(
-        z,
-        ld_scores=scores if usable else None,
-        permutations=options.hops_permutations,
-        seed=options.seed,
-        names=traits.names,
-    )
+    try:
+        found = hops_scores(
+            z,
+            ld_scores=scores if usable else None,
+            permutations=options.hops_permutations,
+            seed=options.seed,
+            names=traits.names,
+        )
+    except InputError as error:  # all else is classified by now
+        notes.append(f"HOPS: columns NA. {error}")
+        return None, rows
     return found, rows

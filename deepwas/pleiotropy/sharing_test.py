@@ -14,8 +14,9 @@ background, effects as much likelier near one another as the model has it (`deep
 located as in the data. Of n draws, p = (1 + number of statistics >= the data's) /
 (1 + n): never below 1 / (1 + n).
 
-Slabs and C_n are held at their estimates in all draws, so the test is exact up to their error. Where T is uncertain
-every data set drawn has one of the model's draws of it, the same for all of its blocks.
+Slabs and C_n are held at their estimates in all draws, so the test is exact up to their error. Variants count in the
+one block that scores them; blocks that overlap in their flanks are drawn one by one all the same. Where T is
+uncertain every data set drawn has one of the model's draws of it, the same for all of its blocks.
 Source: Davison & Hinkley 1997, section 4.2.
 """
 
@@ -29,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.errors import InputError
-from deepwas.finemapping.block import BlockEffects
 from deepwas.pleiotropy.configurations import MOST_LIKELY, TraitModel
 from deepwas.pleiotropy.drawing import draw_without_sharing
 from deepwas.pleiotropy.learning import JointBlock, learn, locate
@@ -140,10 +140,11 @@ def sharing_test(
         found, present = np.zeros((K + 1, K)), np.zeros(K)
         known = bool(prior)
         for block, _, effects in locate(data, null, **settings):
-            found += _found(effects, null)
-            present += (effects.probability @ null.masks).sum(axis=0)
+            probability = effects.probability[block.scored]
+            found += _found(probability, null)
+            present += (probability @ null.masks).sum(axis=0)
             if not known:
-                prior.append(null.pi(block.direct))
+                prior.append(null.pi(block.direct[block.scored]))
         done += 1
         if progress is not None:
             progress(done, total)
@@ -179,10 +180,13 @@ def sharing_test(
     )
 
 
-def _found(effects: BlockEffects, model: TraitModel) -> Floats:
-    """(K + 1, K): expected numbers of variants that act on both traits of a pair; in the last row on two or more."""
+def _found(probability: Floats, model: TraitModel) -> Floats:
+    """(K + 1, K): expected numbers of variants that act on both traits of a pair; in the last row on two or more.
+
+    probability: (m, C + F), of each variant and class.
+    """
     masks = model.masks.astype(np.float64)
-    p = effects.probability.sum(axis=0)
+    p = probability.sum(axis=0)
     several = float(p[masks.sum(axis=1) >= 2].sum())
     return np.concatenate([(masks * p[:, None]).T @ masks, np.full((1, model.traits), several)])
 
