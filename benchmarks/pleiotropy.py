@@ -31,7 +31,7 @@ from benchmarks.pleiotropy_analysis import Analysis, analyse
 from benchmarks.pleiotropy_genome import Genome, kept_genome, load_genome
 from benchmarks.pleiotropy_priors import FITTED, fitted_prior
 from benchmarks.pleiotropy_report import draw, summary, tables
-from benchmarks.pleiotropy_simulate import simulate
+from benchmarks.pleiotropy_simulate import PRIORS, simulate
 
 __all__ = ["PRESETS", "Analysis", "Cell", "Preset", "analyse", "draw", "measure", "replicate", "tables"]
 
@@ -91,15 +91,13 @@ def _cells(most: int, some: int, few: int) -> dict[str, Cell]:
     return {
         "mixed": Cell("mixed", most, sizes=SIZES, others=True),
         "g": Cell("g", most, sizes=SIZES),
-        "h": Cell("h", some, sizes=SIZES, priors=("flat", "informative", "misleading", "learned")),
+        "h": Cell("h", some, sizes=SIZES, priors=(*PRIORS, "learned")),
         # Many effects to learn from, many in one block.
-        "h, 5e-3": Cell(
-            "h", 2 * few, {"polygenicity": 5e-3}, sizes=SIZES[:2], priors=("flat", "informative", *FITTED[1:])
-        ),
+        "h, 5e-3": Cell("h", few, {"polygenicity": 5e-3}, sizes=SIZES[:2], priors=("flat", "informative", *FITTED[1:])),
         "mixed, true T and C": Cell("mixed", few, sizes=SIZES, structure="true"),
         "a": Cell("a", 5 * few, {"polygenicity": 0.0}, others=True),
         **{
-            f"b, {share:g}": Cell("b", few, {"polygenicity": share, "h2": h2}, others=share == 1e-3)
+            f"b, {share:g}": Cell("b", 4 * few, {"polygenicity": share, "h2": h2}, others=share == 1e-3)
             for share in (1e-4, 1e-3, 1e-2, 1e-1)
         },
         **{f"c, {K} traits": Cell("c", few, {"traits": K}) for K in (2, 4, 6, 8)},
@@ -123,7 +121,7 @@ PRESETS = {
         },
     ),
     "medium": Preset(regions=100, m=200, people=2000, panel=400, polygenicity=2e-3, cells=_cells(9, 6, 3)),
-    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 10, 2)),
+    "full": Preset(regions=150, m=200, people=2000, panel=400, polygenicity=1.5e-3, cells=_cells(51, 9, 2)),
 }  # fmt: skip
 
 

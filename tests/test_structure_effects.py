@@ -261,6 +261,15 @@ def test_instruments_are_leads_of_blocks_or_of_clumps():
     assert plain.locus.tolist() == [0, 1]
     clumped = select_instruments(z, blocks, correlation=R.__getitem__)
     assert clumped.rows.tolist() == [1, 2, 4]
+    # What a strong lead does in weak LD is no lead; what stands out beside it is one.
+    weak = {3: np.eye(3), 8: np.eye(3)}
+    weak[3][1, 0] = weak[3][0, 1] = weak[3][1, 2] = weak[3][2, 1] = 0.09
+    strong = np.array([[6.0, 0], [80, 0], [-8, 0], [0, 0], [0, -6], [0, 0]])
+    given = select_instruments(strong, blocks, correlation=weak.__getitem__)
+    assert given.rows.tolist() == [1, 2, 4]
+    strong[2, 0] = 12
+    given = select_instruments(strong, blocks, correlation=weak.__getitem__)
+    assert given.rows.tolist() == [1, 4]
     z[0, 1] = 30
     shared = select_instruments(z, blocks, correlation=R.__getitem__)
     assert (shared.rows.tolist(), shared.trait.tolist()) == ([1, 2, 0, 4], [0, 0, 1, 1])

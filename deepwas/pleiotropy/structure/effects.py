@@ -24,7 +24,7 @@ __all__ = ["TraitEffects", "trait_effects"]
 
 Progress = Callable[[str, int, int], None]
 
-_LEAST_INSTRUMENTS = 3
+_LEAST_LOCI = 3  # with instruments of a trait
 _WEAK = 0.1  # of the other direction's squared z-score
 _OFF_SHARE = 0.2
 _OFF_RATIO = 5.41  # twice the log likelihood; 1%, one-sided, at the bound
@@ -210,9 +210,10 @@ def trait_effects(
     lacking = ~np.isfinite(values).all(axis=1)
     tally.add("trait effects", "dropped", "no z-score in some trait: not an instrument", int(lacking.sum()))
     counts = np.bincount(chosen.trait, minlength=K)
-    known = counts >= _LEAST_INSTRUMENTS
+    loci = np.array([len(np.unique(chosen.locus[chosen.trait == k])) for k in range(K)])
+    known = loci >= _LEAST_LOCI
     notes = [
-        f"{labels[k]}: {counts[k]} instruments at p < {threshold:g}; its effects on other traits are not estimated."
+        f"{labels[k]}: instruments at p < {threshold:g} in {loci[k]} loci: its effects on others are not estimated."
         for k in np.flatnonzero(~known)
     ]
     nothing = np.full((K, K), np.nan)

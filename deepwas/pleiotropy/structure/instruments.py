@@ -14,6 +14,7 @@ __all__ = ["Instruments", "select_instruments"]
 
 MOST_R2 = 0.01
 _SAME_LOCUS = 0.1  # r^2 between leads of one locus
+_LEAST_VARIANCE = 0.1  # of a lead given others, from which it has r^2 < 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,9 @@ def select_instruments(
 
     z: (M, K); a variant with a missing value (NaN) leads nothing.  blocks: (M,) int, each block in one run.
     correlation: LD of a block, by its number in `blocks`, (m, m) in the order of z: the leads of a trait then are all
-    that clumping at r^2 = 0.01 leaves. Without it, one a block and trait: the variant with the largest |z|.
+    that clumping at r^2 = 0.01 leaves and whose z-scores given those of the leads before them are below `threshold`,
+    too: what a strong lead does in LD of r^2 < 0.01 is no instrument. Without it, one a block and trait: the variant
+    with the largest |z|.
     """
     from scipy.sparse.csgraph import connected_components
     from scipy.stats import norm
@@ -74,8 +77,13 @@ def select_instruments(
         begin = len(rows)
         for k in hits:
             left = here[:, k].copy()
+            before: list[int] = []
             while left.max() > least:
                 lead = int(left.argmax())
+                if R is not None and before and _given(values[first:last, k], R, lead, before) <= least:
+                    left[lead] = 0
+                    continue
+                before.append(lead)
                 rows.append(int(first) + lead)
                 trait.append(int(k))
                 block.append(b)
@@ -89,3 +97,10 @@ def select_instruments(
         locus.extend(loci + number)
         loci += count
     return Instruments(*(np.array(x, np.int64) for x in (rows, trait, block, locus)))
+
+
+def _given(z: NDArray[np.float64], R: NDArray[np.float64], lead: int, before: list[int]) -> float:
+    """|z| of a variant given the z-scores of others.  R: (m, m), LD."""
+    weights = np.linalg.solve(R[np.ix_(before, before)], R[before, lead])
+    variance = R[lead, lead] - weights @ R[before, lead]
+    return float(np.abs(z[lead] - weights @ z[before]) / np.sqrt(max(variance, _LEAST_VARIANCE)))
