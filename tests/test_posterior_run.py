@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 import deepwas
 from deepwas.cli import main
+from deepwas.cli.posterior import _show
 from deepwas.errors import InputError
 from deepwas.ld import LDBlock
 from deepwas.ld.write import write_ld
@@ -412,6 +413,15 @@ def call(*arguments):
     with pytest.raises(SystemExit) as end:
         main(list(arguments))
     assert end.value.code == 0
+
+
+def test_a_posterior_without_weights_per_allele_is_said_to_have_no_score(found, tmp_path, capsys):
+    nothing = found.table.with_columns(POST_BETA=pl.lit(None, pl.Float64))
+    replace(found, table=nothing).write(tmp_path)
+    assert not (tmp_path / "score.txt.gz").exists()
+    _show(found, tmp_path)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "no variant has a weight per allele other than 0, so there is no score.txt.gz" in said
 
 
 def test_the_command_says_what_it_found(run, world, found, capsys):

@@ -223,6 +223,8 @@ def _show_likeliest(found: FineMap) -> None:
 def _show(found: Posterior, out: Path) -> None:
     from rich.table import Table
 
+    from deepwas.posterior.run import SCORE
+
     total = found.record["totals"]
     table = Table(title="Posterior, in units of the trait's variance", title_justify="left")
     for heading in ("", "expected by the prior", "given the z-scores"):
@@ -244,6 +246,8 @@ def _show(found: Posterior, out: Path) -> None:
         say(f"warning: on held-out blocks this prior loses {-gain:.1f} nats against the constant prior.")
     gwas, panel = (total["frequencies"][x] for x in ("gwas", "panel"))
     say(f"effects per allele with frequencies of the GWAS for {gwas:,} variants, of the LD panel for {panel:,}")
+    if not (out / SCORE).exists():
+        say(f"warning: no variant has a weight per allele other than 0, so there is no {SCORE}.")
     cg = f", {total['blocks_by_cg']:,} of them by conjugate gradients" if total["blocks_by_cg"] else ", all exact"
     say(
         f"{out}: {total['variants']:,} variants, {total['observed']:,} with a z-score, in {total['blocks']:,} LD blocks"
