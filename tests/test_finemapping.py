@@ -393,6 +393,23 @@ def test_two_effects_are_seen_behind_one_on_both_traits(r, first, second, seed):
     np.testing.assert_allclose(few.fitted, G @ few.mean, atol=1e-6)
 
 
+@pytest.mark.parametrize(("at", "other"), [(2, 5), (5, 2)])
+def test_the_first_of_two_effects_is_the_one_that_would_be_there_alone(at, other):
+    """Two traits have an effect at one variant, a third at another in strong LD with it, or all three at the latter."""
+    m, r, sets = 8, 0.97, np.array([[c >> k & 1 for k in range(3)] for c in range(1, 8)])
+    classes = as_arrays(effect_classes(60.0 * sets[:, :, None] * np.eye(3), np.eye(3)), np.float64)
+    odds = np.broadcast_to(np.where(sets.sum(axis=1) >= 2, -7.0, -5.0), (m, 7))
+    R = np.eye(m)
+    R[at, other] = R[other, at] = r
+    G = np.linalg.cholesky(R).T
+    y = G[:, [at, at, other]] * [9.0, -9.0, 14.0]
+    start = np.zeros((m, 3))
+    found = at_most_two(G, y, classes, odds, start, start, candidates=m * 7)
+    assert 0.4 < found.numbers[1] < 0.6
+    assert found.first[other].sum() > 0.85
+    assert found.second[at].sum() > 0.95 * found.numbers[2]
+
+
 def test_effects_keep_their_probability_however_alike_variants_are():
     """Copies of a variant, to rounding: one effect on both traits or one on each, at two of them; pairs count once."""
     rng = np.random.default_rng(3)

@@ -64,9 +64,9 @@ class Group(NamedTuple):
     fitted: (m, K), E[u], in units of z-scores.  mean, square: (m, K), E[w] and E[w^2] of the effect reported (`own` of
         the classes), 0 where there is none.
     numbers: (3,), probabilities of 0, 1 and 2 effects.
-    first, second: (m, C), probability that the first (second) effect lies at the variant and is of the class: of two
-        effects, which one is the first is told by the likeliest pair; one alone is the first. They sum to P(>= 1) and
-        P(2).
+    first, second: (m, C), probability that the first (second) effect lies at the variant and is of the class: one
+        alone is the first, of two the one that is nearer to where one alone would be, by the likeliest pair. They sum
+        to P(>= 1) and P(2).
     apart: (m,), probability that the variant has an effect, and another variant one on none of the same traits.
     log_evidence: log of the sum over all states of prior odds times Bayes factor.
     """
@@ -280,7 +280,7 @@ def _weigh_pairs(classes: ClassArrays, chosen: Candidates, together: Array, *, r
     number = jnp.stack([none, one, 0.5 * jnp.sum(two)])
     total = jnp.sum(number)
     two = two / total
-    lead, follower = _labelled(correlation, two)
+    lead, follower = _labelled(correlation, two, jnp.exp(chosen.odds + chosen.bayes - top) / total)
     of_v = jnp.sum(two[None] * v, axis=1)
     of_vv = jnp.sum(two[None, None] * (v[:, None] * v[None] + inverse), axis=2)
     return Pairs(
@@ -366,14 +366,16 @@ def _inverse(S: Array) -> tuple[Array, Array]:
     return -swept, log_det
 
 
-def _labelled(correlation: Array, two: Array) -> tuple[Array, Array]:
+def _labelled(correlation: Array, two: Array, one: Array) -> tuple[Array, Array]:
     """Probabilities (q,) that a candidate is the first, or the second, of two; two: (q, q), each pair twice.
 
-    The likeliest pair names the effects; another pair's members are named as fits that one's LD with it best.
+    The likeliest pair names the effects, the first being the one that effects alone, one (q,), are nearer to by LD;
+    another pair's members are named as fits that one's LD with it best.
     """
     a, b = jnp.unravel_index(jnp.argmax(two), two.shape)
     # One difference, taken both ways, so that rounding cannot name both orders of a pair alike.
     nearer = jnp.abs(correlation[:, a]) - jnp.abs(correlation[:, b])
+    nearer = jnp.where(jnp.sum(one * nearer) < 0, -nearer, nearer)
     straight = nearer[:, None] - nearer[None, :]
     weight = two * jnp.where(straight > 0, 1.0, jnp.where(straight < 0, 0.0, 0.5))
     return jnp.sum(weight, axis=1), jnp.sum(weight, axis=0)
