@@ -410,6 +410,26 @@ def test_the_first_of_two_effects_is_the_one_that_would_be_there_alone(at, other
     assert found.second[at].sum() > 0.95 * found.numbers[2]
 
 
+def test_an_effect_is_apart_from_those_of_other_groups_too():
+    """Three variants in LD, one trait each: groups hold two, and the third has its partner in another."""
+    m, r, sets = 9, 0.7, np.array([[c >> k & 1 for k in range(3)] for c in range(1, 8)])
+    classes = effect_classes(60.0 * sets[:, :, None] * np.eye(3), np.eye(3))
+    odds = np.broadcast_to(np.where(sets.sum(axis=1) >= 2, -9.0, -5.0), (m, 7))
+    R = np.eye(m)
+    for i, j in itertools.combinations((1, 4, 7), 2):
+        R[i, j] = R[j, i] = r
+    G = np.linalg.cholesky(R).T
+    y = 20.0 * G[:, [1, 4, 7]]
+    (found,) = locate_effects([Task(G, y, odds)], classes, slots=5)
+    np.testing.assert_allclose(found.inclusion[[1, 4, 7]], 1.0, atol=0.02)
+    np.testing.assert_allclose(found.apart[[1, 4, 7]], 1.0, atol=0.02)
+    assert found.apart[[0, 2, 3, 5, 6, 8]].max() < 0.02
+    # Effects on one trait are not apart, however many groups there are.
+    same = locate_effects([Task(G, np.column_stack([y.sum(axis=1), 0 * y[:, :2]]), odds)], classes, slots=5)[0]
+    np.testing.assert_allclose(same.inclusion[[1, 4, 7]], 1.0, atol=0.02)
+    assert same.apart.max() < 0.05
+
+
 def test_effects_keep_their_probability_however_alike_variants_are():
     """Copies of a variant, to rounding: one effect on both traits or one on each, at two of them; pairs count once."""
     rng = np.random.default_rng(3)

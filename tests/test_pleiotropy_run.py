@@ -268,7 +268,7 @@ def test_the_command_goes_on_to_the_same_files(world, found, monkeypatch, capsys
     assert simulated == [1]
     assert sorted(located[2:] + located[:1]) == [SIZE * i for i in range(BLOCKS)]
     said = " ".join("".join(capsys.readouterr()).split())
-    kept = f"pleiotropy.partial.h5: 1 of {BLOCKS} LD blocks are kept from before."
+    kept = f"pleiotropy.partial.h5: holds 1 of {BLOCKS} LD blocks, and what was learned, from before."
     for text in (kept, "Noise correlation", "Effects of trait on trait", "Loci", "0.4 ± 0.01"):
         assert text in said
     for name in (*FILES, "pleiotropy.json", "pleiotropy.png", "sharing.png"):
@@ -362,6 +362,16 @@ def test_tables_of_structure_that_lack_something_are_refused(world, tmp_path):
     pl.DataFrame(twice).write_csv(tmp_path / "n.tsv", separator="\t")
     with pytest.raises(InputError, match=r"n\.tsv: row 2, column NOISE: b and a have 0\.5, and 0\.1 before"):
         classify(priors, world.store, sumstats=z, noise_correlation=tmp_path / "n.tsv")
+    for pair, value, message in (
+        ("b", 1.4, "a and b have 1.4; a correlation lies between -1 and 1"),
+        ("a", 0, "a has 0"),
+    ):
+        table = {"TRAIT_1": ["a"] * 2 + ["b"], "TRAIT_2": [pair, "c", "c"], "NOISE": [value, 0.1, 0.1]}
+        if pair == "a":
+            table = {name: [*x, y] for (name, x), y in zip(table.items(), ("a", "b", 0.1), strict=True)}
+        pl.DataFrame(table, strict=False).write_csv(tmp_path / "n.tsv", separator="\t")
+        with pytest.raises(InputError, match=f"column NOISE: {message}"):
+            classify(priors, world.store, sumstats=z, noise_correlation=tmp_path / "n.tsv")
     given = TraitEffects.given(paths(), np.where(paths() != 0, 0.1, 0), names=NAMES)
     with pytest.raises(InputError, match="T is one or the other"):
         classify(priors, world.store, sumstats=z, trait_effects=given, options=PleiotropyOptions(vertical=False))

@@ -37,12 +37,12 @@ def say_if_nothing_to_resume(resume: bool, folder: Path) -> None:
 
 
 def say_what_is_kept(resume: bool, *partials: Path) -> None:
-    """Say how many LD blocks --resume need not compute again.  partials: files of `deepwas.posterior.progress`."""
+    """Say what --resume need not compute again.  partials: files of `deepwas.posterior.progress`."""
     if not resume:
         return
     from deepwas.posterior.progress import blocks_kept
 
     for path in partials:
         if (found := blocks_kept(path)) is not None:
-            done, total = found
-            say(f"{path}: {done:,} of {total:,} LD blocks are kept from before.")
+            done, total, learned = found
+            say(f"{path}: holds {done:,} of {total:,} LD blocks{', and what was learned,' * learned} from before.")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.finemapping.effects import ClassArrays, EffectClasses, as_arrays, by_rank, shrinkage, take_classes
-from deepwas.finemapping.groups import cut
+from deepwas.finemapping.groups import LINKED, cut, squared_ld
 from deepwas.finemapping.mean_field import Slots, mean_field
 from deepwas.finemapping.pairs import Group, fit, look, report, shared, weigh_pairs
 from deepwas.finemapping.sets import CredibleSet, credible_set
@@ -241,6 +241,7 @@ def _one_block(
     apart = np.zeros(m)
     sets: list[CredibleSet] = []
     of_sets: list[NDArray[np.float64]] = []
+    group_of_set: list[int] = []
     expected, variance, evidence = 0.0, 0.0, 0.0
     for part in parts:
         found, n = part.posterior(), len(part.variants)
@@ -259,13 +260,22 @@ def _one_block(
                 of_class: NDArray[np.float64] = np.zeros(len(order))
                 of_class[order] = where.sum(axis=0)
                 of_sets.append(of_class)
+                group_of_set.append(int(groups.group[part.variants[0]]))
+    of_each: NDArray[np.float64] = np.reshape(of_sets, (len(sets), odds.shape[1]))
+    acts = np.zeros((len(order), y.shape[1]), bool)
+    acts[order] = np.asarray(classes.traits) > 0
+    if len(set(group_of_set)) > 1:
+        leads = task.factor[:, [one.lead for one in sets]]
+        near = squared_ld(leads, task.factor) > LINKED
+        near &= np.array(group_of_set)[:, None] != groups.group[None, :]
+        apart = _apart_from_others(probability, apart, near, of_each, acts)
     return BlockEffects(
         probability,
         mean,
         square,
         apart,
         sets,
-        np.reshape(of_sets, (len(sets), odds.shape[1])),
+        of_each,
         expected,
         variance,
         evidence,
@@ -273,3 +283,23 @@ def _one_block(
         bool(slots.converged) and change <= _SETTLED,
         total[: len(task.whitened)],
     )
+
+
+def _apart_from_others(
+    probability: NDArray[np.float64],
+    apart: NDArray[np.float64],
+    near: NDArray[np.bool_],
+    of_sets: NDArray[np.float64],
+    acts: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """(m,), `BlockEffects.apart` with effects of other groups, independent given what is known of each.
+
+    probability: (m, C).  apart: (m,), within the variant's own group.  near: (sets, m), other groups' effects in LD.
+    of_sets: (sets, C).  acts: (C, K).
+    """
+    disjoint = ~(acts[:, None] & acts[None]).any(axis=2)
+    other = np.clip(of_sets @ disjoint, 0.0, 1 - 1e-12)
+    nowhere = np.exp(near.T @ np.log1p(-other))
+    inclusion = probability.sum(axis=1)
+    by_others = np.sum(probability * (1 - nowhere), axis=1)
+    return inclusion - (inclusion - apart) * (inclusion - by_others) / np.maximum(inclusion, 1e-30)

@@ -7,12 +7,12 @@ which new effects may still be found. Groups are then weighed in turn, each give
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CLOSE", "LINKED", "Cut", "cut"]
+__all__ = ["CLOSE", "LINKED", "Cut", "cut", "squared_ld"]
 
 LINKED = 0.05  # r^2 above which effects are weighed together
 CLOSE = 0.2  # r^2 above which two effects may be likelier than chance has it
@@ -33,9 +33,7 @@ def cut(G: NDArray[np.floating], lead: NDArray[np.integer], full: NDArray[np.boo
     which = np.flatnonzero(full)
     if not len(which):
         return Cut(np.zeros(G.shape[1], np.int64), np.full((1, 2), -1))
-    length = np.sqrt(np.einsum("ij,ij->j", G, G))
-    unit = G / np.where(length > 0, length, 1.0)
-    squared = (unit[:, lead[which]].T @ unit) ** 2  # (slots, m)
+    squared = squared_ld(G[:, lead[which]], G)
     among = squared[:, lead[which]]
     np.fill_diagonal(among, 0.0)
     slots: list[tuple[int, int]] = []
@@ -53,3 +51,10 @@ def cut(G: NDArray[np.floating], lead: NDArray[np.integer], full: NDArray[np.boo
     group[strength.max(axis=0) <= LINKED] = len(slots)
     named = [[which[x] if x >= 0 else -1 for x in pair] for pair in slots]
     return Cut(group, np.array([*named, [-1, -1]]))
+
+
+def squared_ld(leads: NDArray[np.floating], G: NDArray[np.floating]) -> NDArray[Any]:
+    """(sets, m), r^2 of each lead with each variant.  leads: (k, sets), G: (k, m), columns of a block's factor."""
+    length = np.sqrt(np.maximum(np.einsum("ij,ij->j", G, G), 1e-30))
+    own = np.sqrt(np.maximum(np.einsum("ij,ij->j", leads, leads), 1e-30))
+    return np.asarray((leads.T @ G / own[:, None] / length[None, :]) ** 2)

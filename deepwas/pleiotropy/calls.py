@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.finemapping.block import BlockEffects
+from deepwas.finemapping.groups import squared_ld
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.learning import JointBlock
 from deepwas.pleiotropy.splitting import CLOSEST, Split
@@ -110,7 +111,7 @@ class Locus:
         return self.nearest > CLOSEST or (self.split is not None and self.split.probability > _UNRESOLVABLE)
 
     def shared(self, model: TraitModel) -> float:
-        """Probability that a member has effects of its own on two traits or more."""
+        """Probability that the set's effect is one on two traits or more, of a member's own."""
         several = float(self.of_class[model.masks.sum(axis=1) >= 2].sum()) / max(self.effect, 1e-12)
         return min(several, 1.0) * min(float(self.probability.sum()), 1.0)
 
@@ -122,9 +123,8 @@ def loci_of(found: BlockEffects, G: NDArray[Any], first: int, scored: slice, spl
     """
     own = [j for j, one in enumerate(found.sets) if scored.start <= one.lead < scored.stop]
     leads = [one.lead for one in found.sets]
-    unit = np.asarray(G[:, leads], np.float64)
-    unit /= np.sqrt(np.maximum(np.einsum("ij,ij->j", unit, unit), 1e-12))
-    r2 = (unit.T @ unit) ** 2
+    columns = np.asarray(G[:, leads], np.float64)
+    r2 = squared_ld(columns, columns)
     np.fill_diagonal(r2, 0.0)
     out = []
     for j in own:

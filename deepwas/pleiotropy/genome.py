@@ -81,7 +81,7 @@ def structure_of(
         if matrix.shape != (K, K) or not np.allclose(matrix, matrix.T) or not (np.linalg.eigvalsh(matrix) > 1e-8).all():
             raise InputError(
                 f"the noise correlation must be a symmetric, positive definite ({K}, {K}) matrix of the traits "
-                f"{', '.join(names)}; its shape is {matrix.shape}."
+                f"{', '.join(names)}; this one has the shape {matrix.shape}, or correlations that cannot all be."
             )
     if effects is not None:
         if effects.names != names:
@@ -179,6 +179,19 @@ def read_noise(path: PathLike, names: tuple[str, ...]) -> Floats:
     if np.isnan(matrix).any():
         j, k = np.argwhere(np.isnan(matrix))[0]
         raise InputError(f"{path}: column NOISE: no value for {names[j]} and {names[k]}. Add the row, 0 for none.")
+    own = np.diag(matrix)
+    if not (own > 0).all():
+        k = int(own.argmin())
+        raise InputError(
+            f"{path}: column NOISE: {names[k]} has {own[k]:g} with itself; noise is above 0, 1 by default."
+        )
+    most = np.sqrt(np.outer(own, own))
+    if (np.abs(np.triu(matrix, 1)) >= most).any():
+        j, k = np.argwhere(np.abs(np.triu(matrix, 1)) >= most)[0]
+        raise InputError(
+            f"{path}: column NOISE: {names[j]} and {names[k]} have {matrix[j, k]:g}; a correlation lies between "
+            f"-{most[j, k]:g} and {most[j, k]:g}."
+        )
     return matrix
 
 

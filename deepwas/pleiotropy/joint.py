@@ -84,7 +84,7 @@ def named(given: Any, what: str) -> dict[str, Any]:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InputError(f"{name!r} cannot name a trait: columns bear its name. Use letters, digits and _ . + -")
         if taken := sorted(columns & {prefix + name for prefix in OF_TRAITS}):
-            raise InputError(f"{name!r} cannot name a trait: a column is called {taken[0]} already. Give NAME=PATH.")
+            raise InputError(f"{name!r} cannot name a trait: a column is called {taken[0]} already. Give another.")
     if len(found) < 2:
         raise InputError(f"pleiotropy needs two traits or more; given: {', '.join(found) or 'none'}.")
     if len(found) > MOST_AT_ONCE:

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 from deepwas.finemapping.background import background, squares_left
 from deepwas.finemapping.block import BlockEffects, Task, locate_effects
-from deepwas.finemapping.groups import CLOSE
+from deepwas.finemapping.groups import CLOSE, squared_ld
 from deepwas.finemapping.sets import purity
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.sharing import Sample, Shares, smoothed
@@ -56,7 +56,6 @@ __all__ = [
     "panel_error",
     "panel_noise",
     "raised",
-    "squared_ld",
 ]
 
 Floats = NDArray[np.float64]
@@ -211,13 +210,6 @@ def _in_reach(leads: Floats, G: Floats) -> NDArray[np.bool_]:
     """(sets, m), LD r^2 of `CLOSE` to `_APART`."""
     r2 = squared_ld(leads, G)
     return np.asarray((r2 > CLOSE) & (r2 < _APART))
-
-
-def squared_ld(leads: Floats, G: Floats) -> Floats:
-    """(sets, m), r^2 of each lead with each variant.  leads: (k, sets), G: (k, m), columns of a block's factor."""
-    length = np.sqrt(np.maximum(np.einsum("ij,ij->j", G, G), 1e-30))
-    own = np.sqrt(np.maximum(np.einsum("ij,ij->j", leads, leads), 1e-30))
-    return np.asarray((leads.T @ G / own[:, None] / length[None, :]) ** 2)
 
 
 def locate(

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from deepwas.finemapping.block import BlockEffects
+from deepwas.finemapping.groups import squared_ld
 from deepwas.pleiotropy.configurations import TraitModel
-from deepwas.pleiotropy.learning import JointBlock, beside_background, raised, squared_ld
+from deepwas.pleiotropy.learning import JointBlock, beside_background, raised
 
 __all__ = ["CLOSEST", "Split", "splits"]
 

@@ -62,18 +62,19 @@ def _differences(known: dict[str, Any], given: dict[str, Any]) -> str:
     return f" ({'; '.join(out)})" if out else " (the numbers in the inputs)"
 
 
-def blocks_kept(path: Path) -> tuple[int, int] | None:
-    """Blocks that `Computed` has kept in a file, and all of them; None where there is none that can be read."""
+def blocks_kept(path: Path) -> tuple[int, int, bool] | None:
+    """Blocks that `Computed` has kept in a file, all of them, and whether it knows what holds for all; None where there
+    is no file that can be read."""
     import h5py
 
     if not path.is_file():
         return None
     try:
         with h5py.File(path, "r") as handle:
-            done = handle["done"][:]
+            done, known = handle["done"][:], bool(len(handle["known"].attrs))
     except (OSError, KeyError):
         return None  # cut off while it was made, or another process writes it: `Computed` says so
-    return int(done.sum()), len(done)
+    return int(done.sum()), len(done), known
 
 
 class Computed:
