@@ -57,6 +57,8 @@ def _without_nan(x: Any) -> Any:
 
 
 def _pooled(rows: Sequence[Record], method: str) -> dict[str, Any]:
+    from deepwas.pleiotropy.network.metrics import error_by_chance
+
     own = [x["methods"][method] for x in rows]
     variants = sum(x["variants"] for x in rows)
     out: dict[str, Any] = {name: mean_and_error([_number(x[name]) for x in own]) for name in _MEANS}
@@ -84,7 +86,7 @@ def _pooled(rows: Sequence[Record], method: str) -> dict[str, Any]:
                 "observed": r.observed.tolist(),
                 "number": r.number.tolist(),
                 "error": _number(r.error),
-                "error_by_chance": _by_chance(r.stated, r.number),
+                "error_by_chance": error_by_chance(r.stated, r.number),
             }
     if "confusion" in own[0]:
         out["confusion"] = np.sum([x["confusion"] for x in own], axis=0).tolist()
@@ -99,17 +101,6 @@ def _pooled(rows: Sequence[Record], method: str) -> dict[str, Any]:
 
 def _number(x: Any) -> float:
     return float("nan") if x is None else float(x)
-
-
-def _by_chance(stated: NDArray[np.float64], number: NDArray[np.int64]) -> float:
-    """The calibration error that probabilities which are all true would show: mean absolute deviations of binomials
-    (de Moivre's closed form), by bin."""
-    from scipy.stats import binom
-
-    if not number.sum():
-        return float("nan")
-    above = np.floor(number * stated) + 1
-    return float(np.sum(2 * above * (1 - stated) * binom.pmf(above, number, stated)) / number.sum())
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:

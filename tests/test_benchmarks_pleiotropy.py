@@ -242,12 +242,3 @@ def test_replicates_of_a_process_that_died_are_computed_by_others(monkeypatch, t
     monkeypatch.setattr(pleiotropy, "_by_processes", never)
     with pytest.raises(BrokenProcessPool):
         list(pleiotropy._each(plan, left, tmp_path))
-
-
-def test_calibration_error_by_chance_is_that_of_true_probabilities():
-    stated, number = np.array([0.02, 0.3, 0.5, 0.97, 1.0]), np.array([400, 7, 30, 90, 12])
-    rng = np.random.default_rng(1)
-    observed = rng.binomial(number, stated, size=(40_000, 5))
-    simulated = np.abs(observed - number * stated).sum(axis=1).mean() / number.sum()
-    assert pleiotropy_report._by_chance(stated, number) == pytest.approx(simulated, rel=0.02)
-    assert np.isnan(pleiotropy_report._by_chance(stated[:0], number[:0]))

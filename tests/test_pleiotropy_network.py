@@ -20,7 +20,7 @@ from deepwas.pleiotropy.network.features import BlockFeatures, Channels, block_f
 from deepwas.pleiotropy.network.fit import _folds_of_drawn, corrected, fit_network, gains
 from deepwas.pleiotropy.network.folds import folds_of
 from deepwas.pleiotropy.network.labels import Labels
-from deepwas.pleiotropy.network.metrics import average_precision, figures, log_loss, reliability
+from deepwas.pleiotropy.network.metrics import average_precision, error_by_chance, figures, log_loss, reliability
 from deepwas.pleiotropy.network.model import Padded, SharingNetwork, depth_for, pad, padded_length
 from deepwas.pleiotropy.network.objective import Batch, gain, prior_loss
 from deepwas.pleiotropy.network.options import NetworkOptions
@@ -393,3 +393,12 @@ def test_metrics_are_their_definitions():
     drawn = np.random.default_rng(0).random(20_000)
     calibrated = CalibrationReport({"P_PLEIOTROPY": drawn}, np.random.default_rng(1).random(20_000) < drawn, 3, [])
     assert calibrated.as_dict()["P_PLEIOTROPY"]["calibration_error"] < 0.015
+
+
+def test_calibration_error_by_chance_is_that_of_true_probabilities():
+    stated, number = np.array([0.02, 0.3, 0.5, 0.97, 1.0]), np.array([400, 7, 30, 90, 12])
+    rng = np.random.default_rng(1)
+    observed = rng.binomial(number, stated, size=(40_000, 5))
+    simulated = np.abs(observed - number * stated).sum(axis=1).mean() / number.sum()
+    assert error_by_chance(stated, number) == pytest.approx(simulated, rel=0.02)
+    assert np.isnan(error_by_chance(stated[:0], number[:0]))

@@ -339,9 +339,14 @@ def _show_checks(found: Pleiotropy) -> None:
             f"prior gain {own['gain']:.3g} ± {own['gain_standard_error']:.2g} nats held out, {said}"
         )
     if curve is not None:
-        error, above = (curve["P_PLEIOTROPY"][name] for name in ("calibration_error", "calibration_error_above"))
-        likely = "" if above is None else f" {above:.2g} where the probability is 0.1 or more,"
+        own = curve["P_PLEIOTROPY"]
+        error, above, chance = (own[f"calibration_error{x}"] for x in ("", "_above", "_above_by_chance"))
+        likely = (
+            ""
+            if above is None
+            else f" {above:.2g} where the probability is 0.1 or more ({chance:.2g} by chance, were all true),"
+        )
         say(
-            f"calibration in data simulated under the fitted model: {curve['true']:,} such variants in "
-            f"{curve['blocks']} LD blocks, expected calibration error{likely} {error:.2g} over all (reliability.png)"
+            f"calibration in data simulated under the fitted model, {curve['true']:,} variants on two traits or more "
+            f"in {curve['blocks']} LD blocks: expected calibration error{likely} {error:.2g} over all (reliability.png)"
         )

@@ -127,7 +127,7 @@ def _chromosomes(axes: tuple[Any, Any], spans: dict[str, tuple[float, float]]) -
 
 def plot_sharing(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
     """Share of variants acting on either of two traits that act on both, and how many times chance; on the right the
-    effects of trait on trait that were used."""
+    effects of trait on trait that were used, if there are any."""
     from matplotlib.figure import Figure
 
     names = [trait["name"] for trait in found.record["traits"]]
@@ -150,23 +150,16 @@ def plot_sharing(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
             said[here] = f"{row['T']:.2g}\n± {row['SE']:.1g}"
         elif row["UNRESOLVED"]:
             said[place[row["CAUSE"]], place[row["EFFECT"]]] = "unre-\nsolved"
-    figure = Figure(figsize=(2.4 + 2.3 * K, 1.6 + 1.1 * K), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    largest = max(float(np.nanmax(share)) if K > 1 else 0.0, 0.01)
-    _matrix(left, share, text, names, "Reds", (0.0, largest), "share of variants of either trait that act on both")
-    bound = float(np.nanmax(np.abs(T))) if np.isfinite(T).any() else 1.0
-    _matrix(
-        right,
-        T,
-        said,
-        names,
-        "RdBu_r",
-        (-bound, bound),
-        "effects of trait on trait, T" if said else "effects of trait on trait: none",
-    )
-    left.set_ylabel("")
-    right.set_ylabel("cause")
-    right.set_xlabel("effect")
+    size = 1.2 + 1.15 * K
+    figure = Figure(figsize=(size * (2 if said else 1), 0.4 + size), layout="constrained")
+    axes = figure.subplots(1, 2 if said else 1, squeeze=False)[0]
+    # Colours mean the same in every picture: a share of one in twenty is pale, whatever the others are.
+    _matrix(axes[0], share, text, names, "Reds", (0.0, 1.0), "share of variants of either trait that act on both")
+    if said:
+        bound = max(float(np.nanmax(np.abs(T), initial=0.0)), 1.0)
+        _matrix(axes[1], T, said, names, "RdBu_r", (-bound, bound), "effects of trait on trait, T")
+        axes[1].set_ylabel("cause")
+        axes[1].set_xlabel("effect")
     _save(figure, path)
 
 

@@ -122,22 +122,28 @@ def calibration_report(
 
 
 def plot_reliability(report: CalibrationReport, path: Any) -> None:
-    """Shares against probabilities in bins, with two standard errors; below, how many variants each bin holds."""
+    """Shares against probabilities in bins, with exact 95% intervals; below, how many variants each bin holds."""
     from matplotlib.figure import Figure
+    from scipy.stats import binomtest
 
     from deepwas.files import atomic_path
 
     figure = Figure(figsize=(5, 6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot([0, 1], [0, 1], color="#3b4252", lw=0.8, ls=":")
-    width = 0.04
+    width = 0.04 if len(report.probability) > 1 else 0.08
     for place, (name, p) in enumerate(report.probability.items()):
         curve = reliability(p, report.truth, bins=_BINS)
         colour = ("#c8442b", "#2b6cb0")[place % 2]
         many = curve.number >= _FEW
-        error = 2 * np.sqrt(curve.stated * (1 - curve.stated) / curve.number)
-        likely = figures(p, report.truth.astype(np.float64))["calibration_error_above"]
-        said = "" if likely is None else f", calibration error {likely:.2g} from 0.1"
+        hits = np.round(curve.observed * curve.number).astype(int)
+        interval = np.array(
+            [binomtest(int(a), int(n)).proportion_ci() for a, n in zip(hits, curve.number, strict=True)]
+        )
+        error = np.abs(interval.T - curve.observed)
+        own = figures(p, report.truth.astype(np.float64))
+        likely, chance = (own[f"calibration_error_above{x}"] for x in ("", "_by_chance"))
+        said = "" if likely is None else f", calibration error {likely:.2g} from 0.1 on (by chance {chance:.2g})"
         top.errorbar(
             curve.stated,
             curve.observed,
@@ -151,7 +157,8 @@ def plot_reliability(report: CalibrationReport, path: Any) -> None:
         )
         top.plot(curve.stated[many], curve.observed[many], color=colour, lw=1.2, ls=("-", "--")[place % 2])
         bottom.bar(
-            (np.minimum(curve.stated * _BINS, _BINS - 1).astype(int) + 0.5) / _BINS + (place - 0.5) * width,
+            (np.minimum(curve.stated * _BINS, _BINS - 1).astype(int) + 0.5) / _BINS
+            + (place - (len(report.probability) - 1) / 2) * width,
             curve.number,
             width,
             color=colour,
@@ -159,7 +166,7 @@ def plot_reliability(report: CalibrationReport, path: Any) -> None:
     top.set_ylabel("share that acts on two traits or more")
     top.set_ylim(-0.03, 1.03)
     top.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.06), borderaxespad=0)
-    said = f"{report.number:,} simulated LD blocks, {int(report.truth.sum()):,} such variants"
+    said = f"{report.number:,} simulated LD blocks, {int(report.truth.sum()):,} variants act on two traits or more"
     top.set_title(said, loc="left", fontsize=9)
     bottom.set_yscale("log")
     bottom.set_ylabel("variants")

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
-__all__ = ["Curve", "average_precision", "figures", "log_loss", "reliability"]
+__all__ = ["Curve", "average_precision", "error_by_chance", "figures", "log_loss", "reliability"]
 
 Floats = NDArray[np.float64]
 _SMALL = 1e-9
@@ -39,6 +40,15 @@ def reliability(p: Floats, truth: NDArray[np.bool_], *, bins: int = 10, above: f
     return Curve(stated, observed, number[filled], error)
 
 
+def error_by_chance(stated: Floats, number: NDArray[np.int64]) -> float:
+    """The expected calibration error of probabilities that are all true: mean absolute deviations of binomials, by bin
+    (de Moivre's closed form); nan for none.  stated, number: as of `Curve`."""
+    if not number.sum():
+        return float("nan")
+    above = np.floor(number * stated) + 1
+    return float(np.sum(2 * above * (1 - stated) * binom.pmf(above, number, stated)) / number.sum())
+
+
 def average_precision(truth: NDArray[np.bool_], score: Floats) -> float:
     """Area under precision against recall: the mean over true ones of the precision at their score, ties together."""
     if not truth.any():
@@ -58,14 +68,17 @@ def log_loss(p: Floats, label: Floats) -> float:
 def figures(p: Floats, label: Floats) -> dict[str, Any]:
     """Log loss, area under precision-recall, calibration errors and numbers, ready for JSON: None where undefined.
 
-    calibration_error_above: of the probabilities that are at least 0.1, for nearly all variants have nearly 0.
+    calibration_error_above: of the probabilities that are at least 0.1, for nearly all variants have nearly 0;
+    calibration_error_above_by_chance: what it would be if these were all true.
     """
     truth = label > 0.5
+    likely = reliability(p, truth, above=0.1)
     values = {
         "log_loss": log_loss(p, label),
         "auprc": average_precision(truth, p),
         "calibration_error": reliability(p, truth).error,
-        "calibration_error_above": reliability(p, truth, above=0.1).error,
+        "calibration_error_above": likely.error,
+        "calibration_error_above_by_chance": error_by_chance(likely.stated, likely.number),
         "expected": float(p.sum()),
     }
     known: dict[str, Any] = {name: x if np.isfinite(x) else None for name, x in values.items()}
