@@ -204,12 +204,16 @@ def _show_finemap(found: dict[str, Any]) -> None:
     if found["capped"]:
         say(f"prior probability of an effect cut to 1/2 for {found['capped']:,} variant(s)")
     if found["not_converged"]:
-        say(f"warning: {found['not_converged']:,} LD block(s) did not come to rest (CONVERGED in finemap_blocks.tsv)")
+        say(
+            f"warning: {found['not_converged']:,} LD block(s) did not come to rest, take them as approximate "
+            "(CONVERGED in finemap_blocks.tsv)"
+        )
     fit = found["mismatch"]
     for warning in fit["warnings"]:
         say(f"warning: {warning}")
     if fit["flagged"]:
-        say(f"{fit['flagged']:,} of {fit['blocks']:,} LD blocks are flagged for LD mismatch (column FLAG).")
+        reasons = ", ".join(f"{name} {n:,}" for name, n in sorted(fit["by_reason"].items(), key=lambda x: -x[1]))
+        say(f"{fit['flagged']:,} of {fit['blocks']:,} LD blocks are flagged for LD mismatch (column FLAG): {reasons}.")
 
 
 def _show_likeliest(found: FineMap) -> None:
@@ -236,11 +240,12 @@ def _show(found: Posterior, out: Path) -> None:
     table.add_row("  in the directions of LD kept", f"{total['h2_prior_kept']:.5g}", f"{total['h2']:.5g}{error}")
     table.add_row("  explained by the score (R2)", f"{total['r2_prior']:.5g}", f"{total['r2']:.5g}")
     show(table)
-    best = found.table.filter(found.table["POST_Z"].abs() == found.table["POST_Z"].abs().max()).row(0, named=True)
-    say(
-        f"surest effect, were every variant to have one: {best['SNP']}, {best['POST_MEAN']:.3g} ± "
-        f"{best['POST_SD']:.2g} standard deviations of the trait for one of genotype, drawn to 0 by the prior"
-    )
+    if found.finemap is None:
+        best = found.table.filter(found.table["POST_Z"].abs() == found.table["POST_Z"].abs().max()).row(0, named=True)
+        say(
+            f"surest effect, were every variant to have one: {best['SNP']}, {best['POST_MEAN']:.3g} ± "
+            f"{best['POST_SD']:.2g} standard deviations of the trait for one of genotype; --finemap tells which do"
+        )
     gain = found.record["prior"].get("held_out_gain")
     if gain is not None and gain < 0:
         say(f"warning: on held-out blocks this prior loses {-gain:.1f} nats against the constant prior.")

@@ -56,6 +56,8 @@ __all__ = [
     "weigh_pairs",
 ]
 
+_SOME_ALONE = 1e-3  # of one effect alone, for it to say which of two is the first
+
 
 class Group(NamedTuple):
     """The posterior of at most two effects in a group of variants.
@@ -375,7 +377,7 @@ def _labelled(correlation: Array, two: Array, one: Array) -> tuple[Array, Array]
     a, b = jnp.unravel_index(jnp.argmax(two), two.shape)
     # One difference, taken both ways, so that rounding cannot name both orders of a pair alike.
     nearer = jnp.abs(correlation[:, a]) - jnp.abs(correlation[:, b])
-    nearer = jnp.where(jnp.sum(one * nearer) < 0, -nearer, nearer)
+    nearer = jnp.where(jnp.sum(one * nearer) < -_SOME_ALONE, -nearer, nearer)
     straight = nearer[:, None] - nearer[None, :]
     weight = two * jnp.where(straight > 0, 1.0, jnp.where(straight < 0, 0.0, 0.5))
     return jnp.sum(weight, axis=1), jnp.sum(weight, axis=0)

@@ -354,14 +354,17 @@ def _words(lead: dict[str, Any], sets: pl.DataFrame, traits: Sequence[str], kind
         lines += [f"purity {row['PURITY']:.2f}"]
         lines += [f"LD block flagged: {row['FLAG']}"] if row["FLAG"] is not None else []
         return title, ", ".join(lines)
-    title = (
-        f"{place}: likeliest {lead['CLASS']} ({_SAID[lead['CLASS']]}); P(two traits or more) {lead['P_PLEIOTROPY']:.2f}"
-    )
+    # Of a locus of many proxies none is likely by itself, whatever the locus is.
+    shown, said = (lead, "P(two traits or more)") if row is None else (row, "its locus on two traits or more:")
+    p = lead["P_PLEIOTROPY"] if row is None else row["P_SHARED"]
+    title = f"{place}: {shown['CLASS']} ({_SAID[shown['CLASS']]}); {said} {p:.2f}"
+    own_words = f"the variant itself: two traits or more {lead['P_PLEIOTROPY']:.2f}"
     shares = (("one trait", "P_SINGLE"), ("vertical", "P_VERTICAL"), ("LD only", "P_LD_ONLY"))
-    lines = [f"{said} {lead[name]:.2f}" for said, name in (*shares, ("heritable factor", "P_CONFOUNDER"))]
+    lines = [own_words]
+    lines += [f"{said} {lead[name]:.2f}" for said, name in (*shares, ("heritable factor", "P_CONFOUNDER"))]
     if row is None:
         return title, ", ".join([*lines, "in no credible set"])
-    lines += [f"locus {row['SET']}: {row['CLASS']}, {row['SIZE']} variant(s), shared {row['P_SHARED']:.2f}"]
+    lines += [f"locus {row['SET']}: {row['SIZE']} variant(s)"]
     lines += [name.lower() for name in ("IMPURE", "UNRESOLVABLE") if row[name] == "true"]
     lines += [f"LD block flagged: {row['FLAG']}"] if row["FLAG"] is not None else []
     return title, ", ".join(lines)

@@ -29,7 +29,7 @@ def plot_local_heritability(found: Posterior, path: str | os.PathLike[str]) -> N
     low = {name: float(np.min(table.filter(CHR=name)["START"].to_numpy())) for name in names}
     length = {name: float(np.max(table.filter(CHR=name)["STOP"].to_numpy())) - low[name] + 1 for name in names}
     gap = 0.01 * sum(length.values())
-    starts, at = {}, 0.0
+    starts, at = {}, low[names[0]]  # so that one chromosome alone is drawn by its positions
     for name in names:
         starts[name] = at
         at += length[name] + gap
@@ -52,7 +52,7 @@ def plot_local_heritability(found: Posterior, path: str | os.PathLike[str]) -> N
     bottom.set_ylabel("largest |posterior\nmean / SD|")
     bottom.set_ylim(bottom=0)
     if len(names) == 1:
-        bottom.xaxis.set_major_formatter(lambda x, _: f"{(x + low[names[0]]) / 1e6:.4g}")
+        bottom.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:.4g}")
         bottom.set_xlabel(f"chromosome {names[0]}, Mb")
     else:
         _label_chromosomes(bottom, names, starts, length)
