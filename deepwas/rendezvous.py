@@ -123,7 +123,7 @@ class Group:
         self._calls = 0
         self._said: dict[int, dict[int, tuple[str, Any]]] = defaultdict(dict)
         self._answers: dict[int, list[Any]] = {}
-        self._failure: str | None = None
+        self._failure: DeepwasError | None = None
         self._closing = False
         for peer in peers.values():
             peer.heard = time.monotonic()
@@ -202,7 +202,7 @@ class Group:
         with self._changed:
             self._changed.wait_for(lambda: done() or self._failure is not None)
         if self._failure is not None:
-            raise DeepwasError(self._failure)
+            raise self._failure
 
     # --- the watching thread ---
 
@@ -259,7 +259,7 @@ class Group:
             if self._closing:
                 return
             self._closing = True
-            self._failure = text
+            self._failure = InputError(text) if code == 2 else DeepwasError(text)
             self._changed.notify_all()
         self._spread(text, code, but)
         if self.first:  # the others first: see fail()

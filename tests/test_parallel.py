@@ -144,6 +144,9 @@ def test_the_reason_of_a_failure_reaches_all(failures, fails):
     groups[fails].fail("z.tsv: no such file", 2)
     assert failures.wait(*others) == [(f"process {fails} stopped: z.tsv: no such file", 2)] * 2
     assert fails not in failures.told
+    # What waits for them ends as they do, with the exit code of the failure.
+    with pytest.raises(InputError, match="no such file"):
+        groups[others[0]].exchange("never", 0)
 
 
 def greet(port, process=1, count=2):
