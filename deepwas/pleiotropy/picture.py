@@ -59,8 +59,8 @@ def plot_map(found: Pleiotropy, path: str | os.PathLike[str]) -> None:
         if here.any():
             top.vlines(x[here], 0, height[here], color=colour, lw=0.5, alpha=0.6)
             face = np.where(hollow[here], "white", colour)
-            said = f"{_SAID[kind]} ({here.sum():,})"
-            top.scatter(x[here], height[here], s=26, c=face.tolist(), edgecolors=colour, lw=1.0, label=said, zorder=3)
+            top.scatter(x[here], height[here], s=26, c=face.tolist(), edgecolors=colour, lw=1.0, zorder=3)
+            top.scatter([], [], s=26, color=colour, label=f"{_SAID[kind]} ({here.sum():,})")
     total = found.record["totals"]
     if hollow.any():
         top.scatter([], [], s=26, c="white", edgecolors=_INK, lw=1.0, label=f"hollow: unresolvable ({hollow.sum():,})")

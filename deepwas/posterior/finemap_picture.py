@@ -114,7 +114,8 @@ def _locus(top: Any, bottom: Any, found: FineMap, locus: Locus, first: bool) -> 
     others = found.sets.filter(pl.col("BLOCK") == row["BLOCK"]).height - 1
     said = f"{row['LEAD']}: {row['SIZE']} variant(s), purity {row['PURITY']:.2f}"
     said += f"; {others} more set(s) here" if others else ""
-    top.set_title(said, fontsize=8, loc="left", color=_INK if row["FLAG"] is None else _FLAGGED)
+    said += "" if row["FLAG"] is None else "; LD flagged"
+    top.set_title(said, fontsize=8, loc="left", color=_INK)
     for axis in (top, bottom):
         axis.tick_params(labelsize=7)
     top.tick_params(labelbottom=False)
