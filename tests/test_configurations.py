@@ -13,7 +13,7 @@ from deepwas.errors import InputError
 from deepwas.ld import LDBlock
 from deepwas.pleiotropy.configurations import TraitModel, configurations, direct_variances
 from deepwas.pleiotropy.drawing import draw_block
-from deepwas.pleiotropy.learning import Counts, JointBlock, learn, locate
+from deepwas.pleiotropy.learning import Counts, JointBlock, _sharpened, learn, locate
 from deepwas.pleiotropy.sharing import Sample, Shares
 from tests.dense import correlation, genotypes
 
@@ -298,3 +298,13 @@ def test_close_pairs_by_chance_are_those_of_effects_anywhere():
     chance = counts.close_by_chance(model)
     assert chance[1] == pytest.approx((12 * 2 + 6 * 3) / 300 / 2)
     assert chance.sum() == pytest.approx(23 * 6 / 300 / 2)
+
+
+def test_what_may_be_shared_counts_less_than_it_is_likely():
+    several = np.array([False, False, True])
+    p = np.array([[0.5, 0.2, 0.3], [0.0, 0.01, 0.99], [0.08, 0.0, 0.02], [0.0, 0.0, 0.0], [0.25, 0.25, 0.5]])
+    found = _sharpened(p, several)
+    np.testing.assert_array_equal(found[:, :2], p[:, :2])
+    q, total = np.array([0.3, 0.99, 0.2, 0.5]), np.array([1.0, 1.0, 0.1, 1.0])
+    np.testing.assert_allclose(found[[0, 1, 2, 4], 2], total * q**2 / (q**2 + (1 - q) ** 2))
+    assert found[3, 2] == 0.0

@@ -12,6 +12,10 @@ none, so nothing would speak against them wherever other traits have an effect.
 How often variants act on several traits follows from what is counted (`deepwas.pleiotropy.sharing`), with `_SIZE_COUNT`
 more variants of each number of traits, and `_PRIOR_COUNT` more effects on one trait alone; the shares of numbers of
 traits are shrunk with the weight of `_SMOOTH_COUNT` variants towards a geometric series of the same mean.
+What is in doubt counts less than it is likely, as if it were decided in part (between expectation-maximisation and
+classification EM, Celeux & Govaert 1992): a share q that is of several traits counts q^2 / (q^2 + (1 - q)^2). What
+the model leaves out, such as errors of T and of LD, makes single effects look shared, never the other way; counted in
+full it would raise psi, and that the doubtful once more.
 
 Effects of different variants lie near one another more often than by chance where loci are what matters. The log odds
 of two effects in LD r^2 > 0.2 move to the log of their number over that by chance, `_PAIR_COUNT` added to the latter
@@ -143,7 +147,8 @@ class Counts:
         level = np.diag(model.noise if panel is None else raised(model, found, panel))
         squares = squares_left(block.whitened - found.fitted, leads)
         self.left.append((squares, signal, np.broadcast_to(level, squares.shape)))
-        of_class, masks = found.probability.sum(axis=0), model.masks.astype(np.float64)
+        masks = model.masks.astype(np.float64)
+        of_class = _sharpened(found.probability, masks.sum(axis=1) >= 2).sum(axis=0)
         np.add.at(self.sizes, model.masks.sum(axis=1), of_class)
         self.pairs += (masks * of_class[:, None]).T @ masks
 
@@ -182,6 +187,14 @@ class Counts:
         sizes = np.where(n >= 2, sizes + _SIZE_COUNT, 0.0)
         effects = float(self.present.sum() + _SIZE_COUNT * n[2:].sum() + _PRIOR_COUNT * K)
         return Shares(sizes / effects, pairs / effects, effects)
+
+
+def _sharpened(probability: Floats, several: NDArray[np.bool_]) -> Floats:
+    """(m, C + F), the probabilities, those of classes on `several` traits times q / (q^2 + (1 - q)^2), q their share of
+    the variant's: a share q of several traits becomes q^2 / (q^2 + (1 - q)^2)."""
+    q = probability[:, several].sum(axis=1) / np.maximum(probability.sum(axis=1), 1e-30)
+    sure = q / (q**2 + (1 - q) ** 2)
+    return np.where(several[None, :], probability * sure[:, None], probability)
 
 
 def least_slab(model: TraitModel) -> Floats:
