@@ -68,7 +68,7 @@ def locus(
 
     Above one axis of positions: association of each trait, coloured by LD
     to the lead; inclusion probabilities and credible sets; the prior
-    variances; genes. The title says what the lead was classified as.
+    variances; genes. The title says what the lead's locus was classified as.
 
     Example: deepwas locus pleiotropy --ld ld.h5 --variant rs1421085 --genes genes.gtf.gz --out fto.png
     """

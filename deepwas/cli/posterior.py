@@ -160,9 +160,8 @@ def posterior(
         )
     say_counts(found.record["counts"])
     _show(found, out)
-    if finemap:
+    if found.finemap is not None:
         _show_finemap(found.record["finemap"])
-        assert found.finemap is not None
         _show_likeliest(found.finemap)
 
 

@@ -162,24 +162,22 @@ def read_noise(path: PathLike, names: tuple[str, ...]) -> Floats:
     """(K, K) from a table TRAIT_1 TRAIT_2 NOISE, as trait_pairs.tsv; a diagonal that is not there is 1."""
     frame = _table(path, ("TRAIT_1", "TRAIT_2", "NOISE"), "noise correlations")
     matrix = np.full((len(names), len(names)), np.nan)
-    np.fill_diagonal(matrix, 1.0)
-    given: dict[tuple[int, int], float] = {}
     place = {name: k for k, name in enumerate(names)}
     for number, (a, b, value) in enumerate(frame.select("TRAIT_1", "TRAIT_2", "NOISE").iter_rows(), start=1):
         if a not in place or b not in place or value is None:
             continue
-        here = place[a], place[b]
-        if here in given and given[here] != value:
+        j, k = place[a], place[b]
+        before = matrix[j, k]
+        if np.isfinite(before) and before != value:
             raise InputError(
-                f"{path}: row {number}, column NOISE: {a} and {b} have {value:g}, and {given[here]:g} before. Keep one "
-                "row."
+                f"{path}: row {number}, column NOISE: {a} and {b} have {value:g}, and {before:g} before. Keep one row."
             )
-        given[here] = given[here[::-1]] = value
-        matrix[here] = matrix[here[::-1]] = value
+        matrix[j, k] = matrix[k, j] = value
+    own = np.where(np.isnan(np.diag(matrix)), 1.0, np.diag(matrix))
+    np.fill_diagonal(matrix, own)
     if np.isnan(matrix).any():
         j, k = np.argwhere(np.isnan(matrix))[0]
         raise InputError(f"{path}: column NOISE: no value for {names[j]} and {names[k]}. Add the row, 0 for none.")
-    own = np.diag(matrix)
     if not (own > 0).all():
         k = int(own.argmin())
         raise InputError(

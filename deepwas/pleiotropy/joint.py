@@ -31,14 +31,14 @@ from deepwas.training.whitened import FactorCache
 if TYPE_CHECKING:
     from deepwas.ld import LDStore
 
-__all__ = ["OF_TRAITS", "STEP", "JointBlocks", "Traits", "named", "open_joint", "read_traits"]
+__all__ = ["STEP", "JointBlocks", "Traits", "named", "open_joint", "read_traits"]
 
 Floats = NDArray[np.float64]
 Advance = Callable[[int, int], None]
 
 STEP = "pleiotropy"
 COPIES = 0.99  # correlation of z-scores above which two traits are one
-OF_TRAITS = ("P_", "PIP_", "EFFECT_", "Z_", "SNPVAR_")  # what columns that bear a trait's name begin with
+_OF_TRAITS = ("P_", "PIP_", "EFFECT_", "Z_", "SNPVAR_")  # what columns that bear a trait's name begin with
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _UNEQUAL = 0.2
 
@@ -83,7 +83,7 @@ def named(given: Any, what: str) -> dict[str, Any]:
     for name in found:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InputError(f"{name!r} cannot name a trait: columns bear its name. Use letters, digits and _ . + -")
-        if taken := sorted(columns & {prefix + name for prefix in OF_TRAITS}):
+        if taken := sorted(columns & {prefix + name for prefix in _OF_TRAITS}):
             raise InputError(f"{name!r} cannot name a trait: a column is called {taken[0]} already. Give another.")
     if len(found) < 2:
         raise InputError(f"pleiotropy needs two traits or more; given: {', '.join(found) or 'none'}.")

@@ -358,9 +358,8 @@ def _words(lead: dict[str, Any], sets: pl.DataFrame, traits: Sequence[str], kind
     shown, said = (lead, "P(two traits or more)") if row is None else (row, "its locus on two traits or more:")
     p = lead["P_PLEIOTROPY"] if row is None else row["P_SHARED"]
     title = f"{place}: {shown['CLASS']} ({_SAID[shown['CLASS']]}); {said} {p:.2f}"
-    own_words = f"the variant itself: two traits or more {lead['P_PLEIOTROPY']:.2f}"
     shares = (("one trait", "P_SINGLE"), ("vertical", "P_VERTICAL"), ("LD only", "P_LD_ONLY"))
-    lines = [own_words]
+    lines = [f"the variant itself: two traits or more {lead['P_PLEIOTROPY']:.2f}"]
     lines += [f"{said} {lead[name]:.2f}" for said, name in (*shares, ("heritable factor", "P_CONFOUNDER"))]
     if row is None:
         return title, ", ".join([*lines, "in no credible set"])

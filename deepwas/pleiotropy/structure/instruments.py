@@ -42,9 +42,9 @@ def select_instruments(
 
     z: (M, K); a variant with a missing value (NaN) leads nothing.  blocks: (M,) int, each block in one run.
     correlation: LD of a block, by its number in `blocks`, (m, m) in the order of z: the leads of a trait then are all
-    that clumping at r^2 = 0.01 leaves and whose z-scores given those of the leads before them are below `threshold`,
-    too: what a strong lead does in LD of r^2 < 0.01 is no instrument. Without it, one a block and trait: the variant
-    with the largest |z|.
+    that clumping at r^2 = 0.01 leaves and whose p-values given the leads before them are below `threshold`, too: what a
+    strong lead does in LD of r^2 < 0.01 is no instrument. Without it, one a block and trait: the variant with the
+    largest |z|.
     """
     from scipy.sparse.csgraph import connected_components
     from scipy.stats import norm
