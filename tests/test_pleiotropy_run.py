@@ -24,7 +24,7 @@ from deepwas.pleiotropy.learning import JointBlock, locate
 from deepwas.pleiotropy.sharing import price_of_pairs
 from deepwas.posterior import progress as computed_parts
 from deepwas.runs import Fit
-from deepwas.specs import validate_table
+from deepwas.specs import validate_json, validate_table
 from deepwas.sumstats import HarmonisedSumstats
 from tests.dense import ld_matrix
 
@@ -217,6 +217,7 @@ def test_files_follow_their_specifications(world, found):
     record = json.loads((out / "pleiotropy.json").read_text())
     assert record == found.record
     assert record["status"] == "complete"
+    validate_json(record, "pleiotropy_run", "pleiotropy.json")
     assert any("z-scores of variants that another trait lacks" in row["reason"] for row in record["counts"])
     assert {p.name for p in out.iterdir()} == {
         *FILES,
@@ -259,6 +260,10 @@ def test_the_command_goes_on_to_the_same_files(world, found, monkeypatch, capsys
     monkeypatch.setattr(computed_parts, "_SECONDS", 0.0)
     assert call(*command) == 130
     assert {p.name for p in out.iterdir()} == {"pleiotropy.json", "pleiotropy.partial.h5"}
+    record = json.loads((out / "pleiotropy.json").read_text())
+    validate_json(record, "pleiotropy_run", "an interrupted pleiotropy.json")
+    with pytest.raises(InputError, match="'learned' is a required property"):
+        validate_json(record | {"status": "complete"}, "pleiotropy_run", "pleiotropy.json")
     assert call(*command) == 2
     assert "give --resume" in capsys.readouterr().err
     assert call(*command, "--resume", "--seed", 3) == 2

@@ -20,6 +20,7 @@ from deepwas.pleiotropy.learning import JointBlock
 from deepwas.pleiotropy.network import CalibrationReport, NetworkOptions
 from deepwas.pleiotropy.network.stage import first_pass
 from deepwas.posterior.progress import Computed
+from deepwas.specs import validate_json
 from deepwas.sumstats import HarmonisedSumstats
 from tests.dense import ld_matrix
 
@@ -106,6 +107,7 @@ def labelled(world):
 def test_a_classification_with_networks_says_what_they_did(world, labelled):
     record = json.loads((world.folder / "out" / "pleiotropy.json").read_text())
     assert record == labelled.record
+    validate_json(record, "pleiotropy_run", "pleiotropy.json")
     network = record["network"]
     assert network["labels"]["positive"] >= 4
     assert set(network["ablations"]["prior"]) == {"none", "supervised", "generative", "both"}
