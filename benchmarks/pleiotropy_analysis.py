@@ -218,7 +218,8 @@ def prepare(
     shapes, order = shape_of_each(joint.sizes)
     people = float(joint.store.n_samples)
     with _timed(seconds, "learning"):
-        model, direct, rounds = learn_model(traits, joint, found, shapes, options, people, progress)
+        learned = learn_model(traits, joint, found, shapes, options, people, progress)
+    model, direct = learned.model, learned.direct
     blocks = BlocksToLocate(joint, direct, order, [shapes[i] for i in order])
     how: dict[str, Any] = {
         "slots": options.max_effects,
@@ -226,7 +227,7 @@ def prepare(
         "more": options.more_candidates,
         "panel": people,
     }
-    return Prepared(traits, joint, found, model, direct, rounds, blocks, order, how, seconds)
+    return Prepared(traits, joint, found, model, direct, learned.rounds, blocks, order, how, seconds)
 
 
 @contextmanager

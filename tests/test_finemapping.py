@@ -12,7 +12,7 @@ from scipy.stats import binomtest, multivariate_normal
 from deepwas.errors import InputError
 from deepwas.finemapping import FineMapOptions, finemap, finemap_blocks
 from deepwas.finemapping.background import background
-from deepwas.finemapping.block import Task, locate_effects
+from deepwas.finemapping.block import Task, _apart_from_others, locate_effects
 from deepwas.finemapping.effects import as_arrays, effect_classes, normal_slab, single_effect
 from deepwas.finemapping.groups import LINKED, cut
 from deepwas.finemapping.pairs import at_most_two
@@ -424,10 +424,32 @@ def test_an_effect_is_apart_from_those_of_other_groups_too():
     np.testing.assert_allclose(found.inclusion[[1, 4, 7]], 1.0, atol=0.02)
     np.testing.assert_allclose(found.apart[[1, 4, 7]], 1.0, atol=0.02)
     assert found.apart[[0, 2, 3, 5, 6, 8]].max() < 0.02
+    # A partner need not be so likely that it has a credible set.
+    (without,) = locate_effects([Task(G, y, odds)], classes, slots=5, coverage=1.1)  # none can have one
+    assert without.sets == []
+    np.testing.assert_allclose(without.apart, found.apart, atol=1e-6)
     # Effects on one trait are not apart, however many groups there are.
     same = locate_effects([Task(G, np.column_stack([y.sum(axis=1), 0 * y[:, :2]]), odds)], classes, slots=5)[0]
     np.testing.assert_allclose(same.inclusion[[1, 4, 7]], 1.0, atol=0.02)
     assert same.apart.max() < 0.05
+
+
+def test_what_is_apart_is_a_probability_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    acts = np.array([[True, False], [False, True], [True, True]])
+    p = np.zeros((2000, 3))
+    p[:, 0] = 10 ** rng.uniform(-16, -11, 2000)
+    p[:, 2] = rng.uniform(0.9, 1.0, 2000)
+    p = p.astype(np.float32).astype(np.float64)
+    near, partner = np.ones((1, 2000), bool), np.array([[0.0, 1e-12, 1.0]])
+    apart = _apart_from_others(p, np.zeros(2000), near, partner, acts)
+    assert (apart >= 0).all()
+    np.testing.assert_allclose(apart, 1e-12 * p[:, 0], rtol=1e-3)
+    # Two partners, each apart by itself, are independent.
+    p, partner = np.array([[0.4, 0.2, 0.3]]), np.array([[0.5, 0.1, 0.4]])
+    by_others = 0.4 * 0.1 + 0.2 * 0.5
+    both = _apart_from_others(p, np.array([0.3]), near[:, :1], partner, acts)
+    assert both == pytest.approx(0.9 - (0.9 - 0.3) * (0.9 - by_others) / 0.9)
 
 
 def test_effects_keep_their_probability_however_alike_variants_are():

@@ -54,9 +54,8 @@ def test_figures_are_those_of_dense_algebra(background):
     # No trait acts on another, so effects are direct ones; noise above 1 takes up the panel's error first.
     rest = (joint.whitened - found.fitted)[half]
     level = np.maximum(np.diag(CN), np.minimum(np.diag(CN), 1) + error)
-    share = np.asarray(background) / np.diag(CN)
-    spread = 1 + ((joint.factor[half] ** 2 @ (N * joint.direct)) * share[None, :]).max(axis=1)
-    wanted = (rest**2 / level / spread[:, None]).mean(axis=0)
+    beside = (joint.factor[half] ** 2 @ (N * joint.direct)) * np.asarray(background)[None, :]
+    wanted = (rest**2 / (level[None, :] + beside)).mean(axis=0)
     np.testing.assert_allclose([figures["misfit_0"], figures["misfit_1"]], wanted, rtol=1e-6)
     assert 0.3 < wanted.min() < wanted.max() < 1.7
 

@@ -105,7 +105,21 @@ def test_few_shared_variants_of_many_traits_keep_their_number_of_traits(K, varia
     shares = counts.shares(model)
     assert shares.effects * shares.sizes[2] == pytest.approx(variants + 0.05, abs=1e-3)
     assert shares.effects * shares.pairs[0, 1] == pytest.approx(variants, abs=1e-3)
-    np.testing.assert_allclose(shares.effects * shares.sizes[3:], 0.05, atol=1e-3)
+    possible = np.isin(np.arange(3, K + 1), model.sets.sum(axis=1))
+    np.testing.assert_allclose(shares.effects * shares.sizes[3:], 0.05 * possible, atol=1e-3)
+
+
+def test_nothing_is_counted_of_numbers_of_traits_without_a_set():
+    sets = np.concatenate([np.eye(20, dtype=bool), np.eye(20, k=1, dtype=bool)[:19] | np.eye(20, dtype=bool)[:19]])
+    model = replace(model_of(20), sets=sets)
+    counts = Counts.zero(model)
+    counts.sizes[1], counts.sizes[2] = 40.0, 5.0
+    counts.present[:] = 50.0 / 20
+    counts.pairs[0, 1] = counts.pairs[1, 0] = 5.0
+    shares = counts.shares(model)
+    assert not shares.sizes[3:].any()
+    assert shares.effects == pytest.approx(50 + 0.05 * 2 + 0.5 * 20)
+    assert shares.effects * shares.sizes[2] == pytest.approx(5.05)
 
 
 def test_weak_z_scores_put_no_second_effect_beside_every_first():

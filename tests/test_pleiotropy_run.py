@@ -15,12 +15,15 @@ from deepwas.ld import LDBlock
 from deepwas.ld.write import write_ld
 from deepwas.pleiotropy import PleiotropyOptions, TraitEffects, classify, learning
 from deepwas.pleiotropy import joint as joint_module
+from deepwas.pleiotropy import model_of as model_module
 from deepwas.pleiotropy import run as run_module
 from deepwas.pleiotropy.calls import block_figures, classify_probabilities
 from deepwas.pleiotropy.configurations import TraitModel
-from deepwas.pleiotropy.factors import find_factors
+from deepwas.pleiotropy.factors import HeritableFactor, find_factors
 from deepwas.pleiotropy.genome import read_trait_effects
 from deepwas.pleiotropy.learning import JointBlock, locate
+from deepwas.pleiotropy.model_of import BlocksToLocate, _with_factors
+from deepwas.pleiotropy.run import _blurred
 from deepwas.pleiotropy.sharing import price_of_pairs
 from deepwas.posterior import progress as computed_parts
 from deepwas.runs import Fit
@@ -531,6 +534,47 @@ def test_sets_learned_from_variants_of_a_factor_do_not_explain_it_away():
     assert evidence[1] < evidence[0] - 2
     assert evidence[2] == pytest.approx(evidence[0], abs=0.5)
     assert find_factors(*given, learned, 1e3)[0].evidence == pytest.approx(evidence[0], abs=1e-9)
+
+
+def test_leads_that_show_no_factor_are_said_and_pairs_cost_what_they_were_learned_from(world, monkeypatch):
+    priors, z = inputs(world)
+    given = {"sumstats": z, "noise_correlation": CN, "trait_effects": world.folder / "T.tsv"}
+    learned_from = []
+    monkeypatch.setattr(model_module, "price_of_pairs", lambda *a: learned_from.append(a[3]) or 0.0)
+    classify(priors, world.store, options=OPTIONS, **given)
+    assert learned_from == [pytest.approx(1.0, abs=0.05)]  # the one shared variant
+    some = BlocksToLocate.some
+    monkeypatch.setattr(BlocksToLocate, "some", lambda self, most: some(self, most) if most < BLOCKS else without(self))
+
+    def without(blocks):  # that with the shared variant
+        return BlocksToLocate(blocks.joint, blocks.direct, blocks.members[1:], blocks.shapes[1:])
+
+    classify(priors, world.store, options=OPTIONS, **given)
+    assert learned_from[1:] in ([], [0.0])
+    monkeypatch.undo()
+    monkeypatch.setattr(model_module, "_OBSERVED", 1.01)  # of standardised variants no direction holds more than all
+    blurred = classify(priors, world.store, options=OPTIONS, **given)
+    assert any("1 of 1 leads of effects on two traits or more were not searched" in x for x in blurred.record["notes"])
+    assert [_blurred(leads, few) for leads, few in ((0, 0), (40, 0), (40, 9))] == [[], [], []]
+    assert "10 of 40 leads" in _blurred(40, 10)[0]
+
+
+def test_a_factor_that_no_variant_can_act_through_is_left_out(world):
+    """Priors of a and b are 0 where that of c is not."""
+    direct = np.full((20, 3), 1e-5)
+    direct[:10, 2] = direct[10:, :2] = 0.0
+    model = TraitModel(np.full(3, N), np.eye(3), np.full(3, SLAB), np.zeros((3, 3)), mean_direct=direct.mean(axis=0))
+    joint = SimpleNamespace(scored_rows=lambda i: slice(10 * i, 10 * i + 10))
+    blocks = BlocksToLocate(joint, direct, [0, 1], [(10, 10)] * 2)
+    able = HeritableFactor(np.array([0.02, -0.02, 0.0]), 3.0, 9.0, 0.9)
+    unable = HeritableFactor(np.array([0.02, 0.02, 0.01]), 4.0, 9.0, 0.8)
+    found = _with_factors(model, [unable, able], blocks)
+    np.testing.assert_allclose(found.loadings, able.loadings[None])
+    assert found.factor_probability == 0.9
+    members = np.exp(found.odds_of_factors(direct)).sum()
+    assert members == pytest.approx(3.0)
+    assert _with_factors(model, [unable], blocks).factors == 0
+    assert _with_factors(model, [], blocks) is model
 
 
 @pytest.mark.parametrize("counts", [(30, 2, 3, 5), (10, 10, 10, 3), (60, 1, 1, 1)])

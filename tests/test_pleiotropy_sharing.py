@@ -92,6 +92,10 @@ def test_numbers_of_shared_variants_are_those_of_the_configurations():
         assert found[3, 0] == pytest.approx(p[:, masks.sum(axis=1) >= 2].sum(), rel=1e-6)
     twice = _chance(pi, 2 * pi.sum(axis=0) + 0.5)
     np.testing.assert_allclose(twice[:3], 4 * by_chance[:3], rtol=1e-6)
+    rng = np.random.default_rng(0)
+    for _ in range(5):  # no variant can be shared: none is, not even by rounding
+        pi = 1e-3 * rng.uniform(size=(2000, 2)) * np.repeat(np.eye(2), 1000, axis=0)
+        assert _chance(pi, pi.sum(axis=0))[2, 0] >= 0
 
 
 def test_sharing_is_found_and_independence_is_not_rejected():

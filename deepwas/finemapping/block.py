@@ -22,6 +22,7 @@ from deepwas.finemapping.weak import fit_weak, report_weak
 __all__ = ["BlockEffects", "Task", "locate_effects"]
 
 _FULL = 0.5
+_PARTNER = 0.5  # probability of an effect that others, of other groups, may be apart from
 _MUCH, _SOME = 0.3, 1e-5  # of one effect on several traits, and of two effects, for more candidates
 _WIDTH = 64  # groups are padded to it and its doubles, so that few shapes are compiled
 _ROUNDS = 8
@@ -241,7 +242,7 @@ def _one_block(
     apart = np.zeros(m)
     sets: list[CredibleSet] = []
     of_sets: list[NDArray[np.float64]] = []
-    group_of_set: list[int] = []
+    partners: list[tuple[int, int, NDArray[np.float64]]] = []  # likeliest variant, group, by class
     expected, variance, evidence = 0.0, 0.0, 0.0
     for part in parts:
         found, n = part.posterior(), len(part.variants)
@@ -254,21 +255,22 @@ def _one_block(
         for where in (found.first, found.second):
             own = np.zeros(m)
             own[part.variants] = where[:n].sum(axis=1)
+            of_class: NDArray[np.float64] = np.zeros(len(order))
+            of_class[order] = where.sum(axis=0)
+            if own.sum() > _PARTNER:
+                partners.append((int(own.argmax()), int(groups.group[part.variants[0]]), of_class))
             made = credible_set(task.factor, own, coverage)
             if made is not None:
                 sets.append(made)
-                of_class: NDArray[np.float64] = np.zeros(len(order))
-                of_class[order] = where.sum(axis=0)
                 of_sets.append(of_class)
-                group_of_set.append(int(groups.group[part.variants[0]]))
     of_each: NDArray[np.float64] = np.reshape(of_sets, (len(sets), odds.shape[1]))
     acts = np.zeros((len(order), y.shape[1]), bool)
     acts[order] = np.asarray(classes.traits) > 0
-    if len(set(group_of_set)) > 1:
-        leads = task.factor[:, [one.lead for one in sets]]
-        near = squared_ld(leads, task.factor) > LINKED
-        near &= np.array(group_of_set)[:, None] != groups.group[None, :]
-        apart = _apart_from_others(probability, apart, near, of_each, acts)
+    if partners and len(parts) > 1:
+        leads, group_of_each, by_class = zip(*partners, strict=True)
+        near = squared_ld(task.factor[:, list(leads)], task.factor) > LINKED
+        near &= np.array(group_of_each)[:, None] != groups.group[None, :]
+        apart = _apart_from_others(probability, apart, near, np.stack(by_class), acts)
     return BlockEffects(
         probability,
         mean,
@@ -289,17 +291,18 @@ def _apart_from_others(
     probability: NDArray[np.float64],
     apart: NDArray[np.float64],
     near: NDArray[np.bool_],
-    of_sets: NDArray[np.float64],
+    of_each: NDArray[np.float64],
     acts: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
     """(m,), `BlockEffects.apart` with effects of other groups, independent given what is known of each.
 
-    probability: (m, C).  apart: (m,), within the variant's own group.  near: (sets, m), other groups' effects in LD.
-    of_sets: (sets, C).  acts: (C, K).
+    probability: (m, C).  apart: (m,), within the variant's own group.  near: (effects, m), other groups' effects in LD.
+    of_each: (effects, C), of these.  acts: (C, K).
     """
     disjoint = ~(acts[:, None] & acts[None]).any(axis=2)
-    other = np.clip(of_sets @ disjoint, 0.0, 1 - 1e-12)
+    other = np.clip(of_each @ disjoint, 0.0, 1 - 1e-12)
     nowhere = np.exp(near.T @ np.log1p(-other))
     inclusion = probability.sum(axis=1)
     by_others = np.sum(probability * (1 - nowhere), axis=1)
-    return inclusion - (inclusion - apart) * (inclusion - by_others) / np.maximum(inclusion, 1e-30)
+    both = apart * by_others / np.maximum(inclusion, 1e-30)
+    return np.asarray(np.clip(apart + by_others - both, 0.0, inclusion))

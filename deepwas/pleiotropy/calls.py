@@ -137,7 +137,7 @@ def loci_of(found: BlockEffects, G: NDArray[Any], first: int, scored: slice, spl
                 one.effect,
                 one.purity,
                 found.of_sets[j].tolist(),
-                min(apart, 1.0),
+                float(np.clip(apart, 0.0, 1.0)),
                 float(r2[j].max()) if len(leads) > 1 else 0.0,
                 _in_store(split[j], first),
             ]

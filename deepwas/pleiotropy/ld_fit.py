@@ -51,9 +51,8 @@ def fit_figures(block: JointBlock, found: BlockEffects, model: TraitModel, panel
     small = small_half(len(block.whitened))
     rest = np.asarray(block.whitened, np.float64)[small] - found.fitted[small]
     error = panel_error(model, found, panel)
-    level = np.diag(panel_noise(model.noise, error))[None, :]
-    if model.background.any():
-        level = level * model.spread_of_background(model.signal(block.factor[small], block.direct))[:, None] ** 2
+    of_background = model.background[None, :] * model.signal(block.factor[small], block.direct)
+    level = np.diag(panel_noise(model.noise, error))[None, :] + of_background
     misfit = (rest**2 / level).mean(axis=0) if len(rest) else np.ones(model.traits)
     return [*misfit.tolist(), *np.diag(error).tolist()]
 

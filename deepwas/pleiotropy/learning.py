@@ -12,10 +12,10 @@ none, so nothing would speak against them wherever other traits have an effect.
 How often variants act on several traits follows from what is counted (`deepwas.pleiotropy.sharing`), with `_SIZE_COUNT`
 more variants of each number of traits, and `_PRIOR_COUNT` more effects on one trait alone; the shares of numbers of
 traits are shrunk with the weight of `_SMOOTH_COUNT` variants towards a geometric series of the same mean.
-What is in doubt counts less than it is likely, as if it were decided in part (between expectation-maximisation and
-classification EM, Celeux & Govaert 1992): a share q that is of several traits counts q^2 / (q^2 + (1 - q)^2). What
-the model leaves out, such as errors of T and of LD, makes single effects look shared, never the other way; counted in
-full it would raise psi, and that the doubtful once more.
+What is in doubt is decided in part (between expectation-maximisation and classification EM, Celeux & Govaert 1992): a
+share q that is of several traits counts q^2 / (q^2 + (1 - q)^2), less than q below one half and more above. What the
+model leaves out, such as errors of T and of LD, makes many single effects look as if they might be shared; counted by
+q these would raise psi, and that their q once more.
 
 Effects of different variants lie near one another more often than by chance where loci are what matters. The log odds
 of two effects in LD r^2 > 0.2 move to the log of their number over that by chance, `_PAIR_COUNT` added to the latter
@@ -184,8 +184,9 @@ class Counts:
         n = np.arange(K + 1)
         possible = np.isin(n, model.sets.sum(axis=1))
         sizes, pairs = smoothed(np.where(n >= 2, self.sizes, 0.0), self.pairs, possible, _SMOOTH_COUNT)
-        sizes = np.where(n >= 2, sizes + _SIZE_COUNT, 0.0)
-        effects = float(self.present.sum() + _SIZE_COUNT * n[2:].sum() + _PRIOR_COUNT * K)
+        several = possible & (n >= 2)
+        sizes = np.where(several, sizes + _SIZE_COUNT, 0.0)
+        effects = float(self.present.sum() + _SIZE_COUNT * n[several].sum() + _PRIOR_COUNT * K)
         return Shares(sizes / effects, pairs / effects, effects)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -26,14 +26,14 @@ from deepwas.pleiotropy.learning import TOGETHER, JointBlock, learn, least_slab,
 from deepwas.pleiotropy.options import PleiotropyOptions
 from deepwas.pleiotropy.sharing import price_of_pairs
 
-__all__ = ["BlocksToLocate", "learn_model", "model_from_numbers", "numbers_of", "prior_direct"]
+__all__ = ["BlocksToLocate", "Learned", "learn_model", "model_from_numbers", "numbers_of", "prior_direct"]
 
 Floats = NDArray[np.float64]
 Say = Callable[[str, int, int], None]
 
 _START = 1e-3  # mean pi_jk that learning starts from
 _SHARED = 0.5
-_OBSERVED = 0.8
+_OBSERVED = 0.8  # g^T g of leads that may show a factor: the LD store's directions hold so much of their variance
 _LEAST_OWN = 0.02  # of f: f and T are estimates, and rule out no effect of a variant's own
 _RANGE = 7.0  # nats that an effect variance may lie below the trait's mean, as far as networks of `fit` go by default
 
@@ -94,6 +94,21 @@ class BlocksToLocate(Sequence[JointBlock]):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """The model.  direct: (M, K), d.  rounds: taken.
+
+    leads, blurred: of effects that seem to act on several traits, all, and those of which the LD store's directions
+    hold too little for a factor to be seen in them.
+    """
+
+    model: TraitModel
+    direct: Floats
+    rounds: int
+    leads: int = 0
+    blurred: int = 0
+
+
 def learn_model(
     traits: Traits,
     joint: JointBlocks,
@@ -102,8 +117,8 @@ def learn_model(
     options: PleiotropyOptions,
     panel: float | None,
     progress: Say | None = None,
-) -> tuple[TraitModel, Floats, int]:
-    """The model, direct variances d (M, K), and the rounds taken, from at most `learn_blocks` blocks over the genome.
+) -> Learned:
+    """The model, from at most `learn_blocks` blocks over the genome; heritable factors are looked for in all of them.
 
     shapes: that each joint block is padded to.  panel: people that the LD was estimated from.
     """
@@ -150,23 +165,38 @@ def learn_model(
         each = locate(blocks, model, **how)
         model = grown(_said(each, "looking for sets of traits", len(blocks), progress), model)
     model, rounds = learned(model)
+    leads = blurred = 0
     if options.confounders and model.traits > 2:
-        factors = _factors(every, model, options, panel, progress)
-        if factors:
-            model = replace(
-                model,
-                loadings=np.stack([one.loadings for one in factors]),
-                factor_odds=np.zeros(len(factors)),
-                factor_probability=np.array([one.probability for one in factors]),
-            )
-            by_prior = np.zeros(len(factors))
-            for i in every.members:
-                by_prior += np.exp(model.odds_of_factors(direct[joint.scored_rows(i)])).sum(axis=0)
-            members = np.array([one.members for one in factors])
-            model = replace(model, factor_odds=np.log(members / by_prior))
+        factors, leads, blurred = _factors(every, set(blocks.members), model, options, panel, progress)
+        model = _with_factors(model, factors, every)
+        if model.factors:
             model, more = learned(model)
             rounds += more
-    return model, direct, rounds
+    return Learned(model, direct, rounds, leads, blurred)
+
+
+def _with_factors(model: TraitModel, factors: Sequence[HeritableFactor], blocks: BlocksToLocate) -> TraitModel:
+    """The model with these factors, less those that no variant can act through by the priors."""
+    if not factors:
+        return model
+    number = len(factors)
+    changed = replace(
+        model,
+        loadings=np.stack([one.loadings for one in factors]),
+        factor_odds=np.zeros(number),
+        factor_probability=np.array([one.probability for one in factors]),
+    )
+    by_prior = np.zeros(number)
+    for i in blocks.members:
+        by_prior += np.exp(changed.odds_of_factors(blocks.direct[blocks.joint.scored_rows(i)])).sum(axis=0)
+    able = by_prior > 0
+    members = np.array([one.members for one in factors])
+    return replace(
+        changed,
+        loadings=changed.loadings[able],
+        factor_odds=np.log(members[able] / by_prior[able]),
+        factor_probability=changed.factor_probability[able],
+    )
 
 
 def _said(
@@ -181,16 +211,22 @@ def _said(
 
 def _factors(
     blocks: BlocksToLocate,
+    learned_on: set[int],
     model: TraitModel,
     options: PleiotropyOptions,
     panel: float | None,
     progress: Say | None,
-) -> list[HeritableFactor]:
-    """The heritable factors that the leads of shared effects show, if any: the few that there are lie far apart."""
+) -> tuple[list[HeritableFactor], int, int]:
+    """The heritable factors that the leads of shared effects show, if any: the few that there are lie far apart; how
+    many such leads there are, and how many of them are blurred by LD.
+
+    learned_on: the blocks, of all, that psi was learned from.
+    """
     size = model.masks.sum(axis=1)
     own = np.eye(model.traits) - model.T  # of total effects: those that no other trait passes on
     n = np.sqrt(model.sample_size)
     effects, weights = [], []
+    known_from, blurred = 0.0, 0
     each = locate(blocks, model, slots=options.max_effects, candidates=options.candidates, panel=panel)
     told = _said(each, "looking for heritable factors", len(blocks), progress)
     for i, (block, _, found) in zip(blocks.members, told, strict=True):
@@ -205,21 +241,24 @@ def _factors(
                 g = G[:, one.lead]
                 if not scored.start <= one.lead < scored.stop:  # another block reports it
                     continue
-                if g @ g < _OBSERVED:  # it enters through LD: its effect is not as well known as E says
+                if g @ g < _OBSERVED:  # its effect is not as well known as E says
+                    blurred += 1
                     continue
                 alone = left + G[:, one.variants] @ u[one.variants]
                 effects.append(g @ alone / (g @ g) / n)
                 weights.append(min(shared, 1.0))
+                known_from += weights[-1] if i in learned_on else 0.0
+    leads = len(effects) + blurred
     if not effects:
-        return []
+        return [], leads, blurred
     masks = model.masks[size >= 2]
     sets = masks[:, :, None] * np.diag(model.slab)[None]
     error = own.T @ (model.noise / np.outer(n, n)) @ own
     share = model.log_odds(model.mean_direct[None])[0, size >= 2]
-    price = price_of_pairs(model.pairs, share, masks, float(np.sum(weights))) if options.sharing else 0.0
+    price = price_of_pairs(model.pairs, share, masks, known_from) if options.sharing else 0.0
     factors = find_factors(np.array(effects) @ own, np.array(weights), sets, model.slab, error, share, price)
     spread = np.linalg.inv(own)
-    return [replace(one, loadings=one.loadings @ spread) for one in factors]
+    return [replace(one, loadings=one.loadings @ spread) for one in factors], leads, blurred
 
 
 def numbers_of(model: TraitModel) -> dict[str, float]:

@@ -60,6 +60,7 @@ PathLike = str | os.PathLike[str]
 RECORD, PARTIAL = "pleiotropy.json", "pleiotropy.partial.h5"
 TABLE, LOCI, PAIRS, EFFECTS = "pleiotropy.tsv.gz", "loci.tsv", "trait_pairs.tsv", "trait_effects.tsv"
 _SIGNIFICANT, _LITTLE = 5.45, 0.3  # |z| at p = 5e-8; of a variant's variance
+_MANY = 0.25  # of the leads
 MAP, SHARING, RELIABILITY = "pleiotropy.png", "sharing.png", "reliability.png"
 
 
@@ -226,7 +227,7 @@ def _first_record(
 ) -> dict[str, Any]:
     given = {
         "format": "deepwas-pleiotropy",
-        "format_version": 4,
+        "format_version": 5,
         "deepwas_version": __version__,
         "traits": [
             {"name": name, "sample_size": float(n), **record}
@@ -268,8 +269,9 @@ def _compute(
     shapes, by_shape = shape_of_each(joint.sizes)
     panel = float(store.n_samples)
     if "rounds" not in computed.known:
-        model, direct, rounds = learn_model(traits, joint, structure, shapes, options, panel, say)
-        computed.know(**numbers_of(model), rounds=rounds)
+        learned = learn_model(traits, joint, structure, shapes, options, panel, say)
+        model, direct = learned.model, learned.direct
+        computed.know(**numbers_of(model), rounds=learned.rounds, leads=learned.leads, blurred=learned.blurred)
     else:
         model = model_from_numbers(computed.known, traits, structure)
         direct = prior_direct(traits.f, structure.effects.T)
@@ -325,7 +327,7 @@ def _result(
     flags = dict(zip(joint.numbers, ld_fit.flags, strict=True))
     table = variant_table(store, traits, joint, computed, loci, hops, rows, extra.score, flags)
     by_locus = locus_table(store, traits, loci, model, structure.passing, flags, options.purity)
-    notes += _unseen(table, traits)
+    notes += _unseen(table, traits) + _blurred(int(computed.known["leads"]), int(computed.known["blurred"]))
     done = record | {
         "status": "complete",
         "learned": {
@@ -381,6 +383,18 @@ def _unseen(table: pl.DataFrame, traits: Traits) -> list[str]:
         f"{lost.height:,} variant(s) of p < 5e-8 in no locus, {lost['SNP'][0]} first: of their variance the directions "
         f"that the LD store keeps hold less than {_LITTLE:.0%} (LD_KEPT), so effects can hardly be located there. LD "
         "of more people keeps more."
+    )
+    return [text]
+
+
+def _blurred(leads: int, blurred: int) -> list[str]:
+    """Of leads in which no heritable factor can be seen, if they are many."""
+    if blurred < _MANY * leads or not blurred:
+        return []
+    text = (
+        f"{blurred:,} of {leads:,} leads of effects on two traits or more were not searched for heritable factors: of "
+        "their variance the directions that the LD store keeps hold less than 80% (LD_KEPT), and what they make of a "
+        "factor could not be told. LD of more people keeps more."
     )
     return [text]
 

@@ -50,7 +50,7 @@ class SharingTest:
     independent traits with as many effects.
     statistic: log((expected + 1/2) / (chance + 1/2)).  null: (draws,), of the bootstrap's.  p: one-sided.
     pair_expected, pair_chance, pair_statistic, pair_p: (K, K) symmetric, the same of every two traits, NaN on the
-    diagonal.  pair_null: (draws, K, K).  blocks: used.  slab: (K,), learned under psi = 0.
+    diagonal.  blocks: used.  slab: (K,), learned under psi = 0.
     null_expected: (draws,), `expected` of each draw.
     """
 
@@ -63,7 +63,6 @@ class SharingTest:
     pair_chance: Floats
     pair_statistic: Floats
     pair_p: Floats
-    pair_null: Floats
     blocks: int
     slab: Floats
     null_expected: Floats
@@ -173,7 +172,6 @@ def sharing_test(
         pairs(chance),
         pairs(observed),
         pairs(p),
-        pairs(simulated),
         len(blocks),
         null.slab,
         drawn,
@@ -197,7 +195,7 @@ def _chance(prior: Floats, present: Floats) -> Floats:
     q = np.minimum(prior * scale[None, :], MOST_LIKELY)
     none = np.prod(1 - q, axis=1)
     one = none * np.sum(q / (1 - q), axis=1)
-    return np.concatenate([q.T @ q, np.full((1, prior.shape[1]), np.sum(1 - none - one))])
+    return np.concatenate([q.T @ q, np.full((1, prior.shape[1]), np.maximum(1 - none - one, 0.0).sum())])
 
 
 class _Drawn(Sequence[JointBlock]):

@@ -137,7 +137,7 @@ def _tables(
     fit: pl.DataFrame,
 ) -> FineMap:
     slab = computed.known["slab"]
-    by_block = _block_table(store, source, blocks, computed, fit)
+    by_block = _block_table(store, blocks, computed, fit)
     flag = dict(by_block.select("BLOCK", "FLAG").iter_rows())
     rows = np.concatenate([np.arange(b.scored_rows.start, b.scored_rows.stop) for b in blocks])
     inclusion = computed.values["inclusion"]
@@ -177,9 +177,7 @@ def _length(rows: slice) -> int:
     return int(rows.stop - rows.start)
 
 
-def _block_table(
-    store: LDStore, source: Source, blocks: TraitBlocks, computed: Computed, fit: pl.DataFrame
-) -> pl.DataFrame:
+def _block_table(store: LDStore, blocks: TraitBlocks, computed: Computed, fit: pl.DataFrame) -> pl.DataFrame:
     figures = {name: computed.blocks[:, j] for j, name in enumerate(COLUMNS)}
     misfit, directions = figures["misfit"], figures["directions"]
     flags = flags_of(fit["FLAG"], misfit, directions, figures["panel_error"])

@@ -319,7 +319,7 @@ class InstrumentLikelihood:
             D = np.stack([single[:, trait == k].sum(axis=1) for k in range(self.K)], axis=1)
             counts = -r.sum(axis=1)
             counts[seen] += by_seen
-            gradient = self._slope(part, A, lam, log_pi, seen, P, D, counts)
+            gradient = self._slope(part, A, lam, seen, P, D, counts)
         if prior:
             value += self._add_prior(theta, gradient)
         return value, gradient
@@ -329,7 +329,6 @@ class InstrumentLikelihood:
         part: Parameters,
         A: Floats,
         lam: Floats,
-        log_pi: Floats,
         seen: NDArray[np.int64],
         P: Floats,
         D: Floats,
