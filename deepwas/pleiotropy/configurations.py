@@ -151,6 +151,7 @@ class TraitModel:
     together: log odds, >= 0, by which two effects in LD r^2 > 0.2 are likelier than two independent ones: with a trait
         in common, and with none.
     sets: (C, K) bool, the configurations, small ones first and the K of one trait in order; `first_sets` by default.
+    exponents: (K,), to which the priors have been raised that direct variances given here come from; 1 by default.
     """
 
     sample_size: Floats
@@ -169,6 +170,7 @@ class TraitModel:
     follows: float = 1.0
     background: Floats = field(default_factory=lambda: np.zeros(0))
     pairs: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    exponents: Floats = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         K = len(self.sample_size)
@@ -186,6 +188,7 @@ class TraitModel:
             ("background", np.zeros(K)),
             ("pairs", np.zeros((K, K))),
             ("factor_probability", np.ones(self.factors)),
+            ("exponents", np.ones(K)),
         ):
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, default)
@@ -306,6 +309,13 @@ class TraitModel:
         with np.errstate(divide="ignore"):
             each = _logit(self.pi(direct)) - _logit(self.pi(self.mean_direct))[None, :]
         return np.where(np.isfinite(each), each, 0.0)
+
+    def follow(self) -> Floats:
+        """(C + F, K), how fast the log odds of each class move with log d of each trait, where pi is small."""
+        size = np.maximum(self.sets.sum(axis=1), 1.0)
+        own = self.sets * (self.follows + (1 - self.follows) / size)[:, None]
+        moved = self.moved_traits.astype(np.float64)
+        return np.concatenate([own, moved / np.maximum(moved.sum(axis=1, keepdims=True), 1.0)])
 
     def log_odds(self, direct: Floats, shared: NDArray[np.floating] | None = None) -> Floats:
         """(m, C + F), log P(delta) - log P(0), from the direct variances (m, K).

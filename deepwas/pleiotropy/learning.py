@@ -25,6 +25,12 @@ told from one: if effects that only may be there counted, weak z-scores would pu
 shared variants would be taken for two. Without these log odds one variant with effects on two traits would stand in
 for two variants.
 
+How far effects follow a trait's prior is learned, too, where it varies: pi is in proportion to d^t, its mean held. The
+score of t_k is the sum over variants and classes of (posterior - prior probability) times the log of d_jk over its mean
+by d^t, as far as the class's odds follow it (`TraitModel.follow`); Newton's steps go by its square over blocks, with a
+prior N(1, `_EXPONENT_SD`^2), 0 <= t <= `_MOST_EXPONENT`. At 0 a prior says nothing, as one that misleads should;
+above 1 effects follow it more than it says, as they do one that was shrunken.
+
 What located effects leave of the z-scores says how much background there is of effects that cannot be located
 (`deepwas.finemapping.background`).
 
@@ -76,6 +82,9 @@ _WORKERS = 4  # threads, at most
 _MOST_TOGETHER = 8.0
 TOGETHER = 2.0  # log odds that learning starts from
 _SETTLED = 0.03  # of the logarithm of a block's noise
+_EXPONENT_SD = 0.5
+_MOST_EXPONENT = 2.0
+_EXPONENT_LEAP = 0.5  # a round
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +95,7 @@ class JointBlock:
     rows: of its variants in the store.  shape: to pad to; None for that of the call.
     shared: (m,), added to the log odds of all configurations of two traits or more; None for 0.
     scored: of its variants, those that it reports, the others being its flanks; all by default.
+    log_prior: (m, K), how fast the log of `direct` moves with the exponents of the priors; None where these are held.
     """
 
     factor: NDArray[np.floating]
@@ -95,6 +105,7 @@ class JointBlock:
     shape: tuple[int, int] | None = None
     shared: NDArray[np.floating] | None = None
     scored: slice = field(default_factory=lambda: slice(None))
+    log_prior: Floats | None = None
 
 
 @dataclass
@@ -108,6 +119,7 @@ class Counts:
     lead.  variants: in all.
     left: of each block what located effects leave of the squares of whitened z-scores, `TraitModel.signal`, and the
     noise that these stand beside, each (k, K).
+    scores: of each block (K,), of the exponents.
     """
 
     present: Floats
@@ -120,6 +132,7 @@ class Counts:
     around: Floats
     variants: int = 0
     left: list[tuple[Floats, Floats, Floats]] = field(default_factory=list)
+    scores: list[Floats] = field(default_factory=list)
 
     @classmethod
     def zero(cls, model: TraitModel) -> Counts:
@@ -147,6 +160,8 @@ class Counts:
         level = np.diag(model.noise if panel is None else raised(model, found, panel))
         squares = squares_left(block.whitened - found.fitted, leads)
         self.left.append((squares, signal, np.broadcast_to(level, squares.shape)))
+        if block.log_prior is not None:
+            self.scores.append(score_of_exponents(block, block.log_prior, found.probability, model))
         masks = model.masks.astype(np.float64)
         of_class = _sharpened(found.probability, masks.sum(axis=1) >= 2).sum(axis=0)
         np.add.at(self.sizes, model.masks.sum(axis=1), of_class)
@@ -171,6 +186,14 @@ class Counts:
                 moved = max(moved, np.abs(np.log((one + _PRIOR_COUNT) / (other + _PRIOR_COUNT))).max())
         return changed, float(moved)
 
+    def exponents(self, model: TraitModel) -> Floats:
+        """(K,), after one round."""
+        scores, precision = np.array(self.scores), 1 / _EXPONENT_SD**2
+        slope = scores.sum(axis=0) + precision * (1 - model.exponents)
+        step = slope / (np.square(scores).sum(axis=0) + precision)
+        moved = model.exponents + np.clip(step, -_EXPONENT_LEAP, _EXPONENT_LEAP)
+        return np.asarray(np.clip(moved, 0.0, _MOST_EXPONENT))
+
     def close_by_chance(self, model: TraitModel) -> Floats:
         """(2,), what `close` would be if the located effects were anywhere."""
         traits = np.asarray(model.classes.traits)
@@ -188,6 +211,17 @@ class Counts:
         sizes = np.where(several, sizes + _SIZE_COUNT, 0.0)
         effects = float(self.present.sum() + _SIZE_COUNT * n[several].sum() + _PRIOR_COUNT * K)
         return Shares(sizes / effects, pairs / effects, effects)
+
+
+def score_of_exponents(block: JointBlock, log_prior: Floats, probability: Floats, model: TraitModel) -> Floats:
+    """(K,), derivative of a block's log likelihood by the exponents, of the variants that it scores.
+
+    log_prior: (m, K), of the block.  probability: (m, C + F), posterior.
+    """
+    odds = model.log_odds(block.direct, block.shared)[block.scored]
+    prior = np.exp(odds - np.logaddexp(0, np.logaddexp.reduce(odds, axis=1))[:, None])
+    moves = (probability[block.scored] - prior) @ model.follow()
+    return np.asarray((moves * log_prior[block.scored]).sum(axis=0))
 
 
 def _sharpened(probability: Floats, several: NDArray[np.bool_]) -> Floats:
@@ -355,11 +389,13 @@ def learn(
     panel: float | None = None,
     shape: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    by_exponents: Callable[[Floats], Sequence[JointBlock]] | None = None,
 ) -> tuple[TraitModel, int]:
     """Slab variances and psi from blocks, read anew each round; returns the model and the rounds taken.
 
-    share: learn psi; else independence.  The rest as for `locate`.  progress: called as progress(blocks done, blocks of
-    all rounds).
+    share: learn psi; else independence.  by_exponents: the blocks with priors raised to exponents (K,), which are
+    learned then; None holds them.  The rest as for `locate`.  progress: called as progress(blocks done, blocks of all
+    rounds).
     """
     start = model.slab
     sample = Sample.of(blocks, model) if share else None
@@ -374,7 +410,15 @@ def learn(
             done += 1
             if progress is not None:
                 progress(done, total)
+        step = 0.0
+        if by_exponents is not None:
+            exponents = counts.exponents(model)
+            step = float(np.abs(exponents - model.exponents).max())
+            if step > 0:
+                model, blocks = replace(model, exponents=exponents), by_exponents(exponents)
+                sample = Sample.of(blocks, model) if share else None
         model, change = counts.update(model, start, sample)
+        change = max(change, step)
         if change < tolerance:
             if progress is not None:
                 progress(total, total)

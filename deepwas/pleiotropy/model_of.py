@@ -26,7 +26,16 @@ from deepwas.pleiotropy.learning import TOGETHER, JointBlock, learn, least_slab,
 from deepwas.pleiotropy.options import PleiotropyOptions
 from deepwas.pleiotropy.sharing import price_of_pairs
 
-__all__ = ["BlocksToLocate", "Learned", "learn_model", "model_from_numbers", "numbers_of", "prior_direct"]
+__all__ = [
+    "BlocksToLocate",
+    "DirectPriors",
+    "Learned",
+    "direct_of",
+    "learn_model",
+    "model_from_numbers",
+    "numbers_of",
+    "prior_direct",
+]
 
 Floats = NDArray[np.float64]
 Say = Callable[[str, int, int], None]
@@ -35,6 +44,7 @@ _START = 1e-3  # mean pi_jk that learning starts from
 _SHARED = 0.5
 _OBSERVED = 0.8  # g^T g of leads that may show a factor: the LD store's directions hold so much of their variance
 _LEAST_OWN = 0.02  # of f: f and T are estimates, and rule out no effect of a variant's own
+_VARIES = 1e-6  # of log d
 _RANGE = 7.0  # nats that an effect variance may lie below the trait's mean, as far as networks of `fit` go by default
 
 
@@ -47,10 +57,47 @@ def prior_direct(f: Floats, T: Floats) -> Floats:
     return np.maximum(direct_variances(likely, T), _LEAST_OWN * likely)
 
 
+@dataclass(frozen=True, eq=False)
+class DirectPriors:
+    """Direct variances d (M, K) of the store's variants, as priors have them, and which of them (M,) are in blocks."""
+
+    direct: Floats
+    inside: NDArray[np.bool_]
+
+    def raised(self, exponents: Floats) -> Floats:
+        """(M, K), in proportion to d^t with the mean of d inside; 0 stays 0.  exponents: (K,), t."""
+        out = self.direct.copy()
+        for k in np.flatnonzero(exponents != 1):
+            some = self.direct[:, k] > 0
+            out[some, k] = np.exp(exponents[k] * (np.log(self.direct[some, k]) - np.log(self.direct[some, k].max())))
+            out[:, k] *= self.direct[self.inside, k].mean() / out[self.inside, k].mean()
+        return out
+
+    def log_centre(self, raised: Floats) -> Floats:
+        """(K,), mean of log d by the variances (M, K) that d was raised to; NaN where d does not vary."""
+        out = np.full(self.direct.shape[1], np.nan)
+        for k in range(len(out)):
+            some = self.inside & (self.direct[:, k] > 0)
+            log = np.log(self.direct[some, k])
+            if len(log) and np.ptp(log) > _VARIES:
+                out[k] = np.average(log, weights=raised[some, k])
+        return out
+
+
+def direct_of(traits: Traits, joint: JointBlocks, structure: Structure) -> DirectPriors:
+    """The traits' direct variances."""
+    direct = prior_direct(traits.f, structure.effects.T)
+    inside = np.zeros(len(direct), bool)
+    for i in range(len(joint)):
+        inside[joint.rows(i)] = True
+    return DirectPriors(direct, inside)
+
+
 class BlocksToLocate(Sequence[JointBlock]):
     """Some of the joint blocks, read at each use, padded to few shapes.
 
     direct: (M, K), d of the store's variants.  shared: of every joint block, `JointBlock.shared`.
+    priors: that `direct` was raised from, if their exponents are to be learned.
     """
 
     def __init__(
@@ -60,15 +107,17 @@ class BlocksToLocate(Sequence[JointBlock]):
         members: Sequence[int],
         shapes: Sequence[tuple[int, int]],
         shared: Sequence[NDArray[np.float32]] | None = None,
+        priors: DirectPriors | None = None,
     ):
         self.joint, self.direct, self.members, self.shapes = joint, direct, list(members), list(shapes)
-        self.shared = shared
+        self.shared, self.priors = shared, priors
+        self.centre = None if priors is None else priors.log_centre(direct)
 
     def some(self, most: int) -> BlocksToLocate:
         """At most so many of them, evenly spread."""
         chosen = np.unique(np.linspace(0, len(self) - 1, min(len(self), most)).astype(int)).tolist()
         members, shapes = [self.members[j] for j in chosen], [self.shapes[j] for j in chosen]
-        return BlocksToLocate(self.joint, self.direct, members, shapes, self.shared)
+        return BlocksToLocate(self.joint, self.direct, members, shapes, self.shared, self.priors)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -91,12 +140,20 @@ class BlocksToLocate(Sequence[JointBlock]):
             self.shapes[j],
             shared,
             self.joint.scored(i),
+            self._log_prior(rows),
         )
+
+    def _log_prior(self, rows: slice) -> Floats | None:
+        if self.priors is None or self.centre is None:
+            return None
+        d = self.priors.direct[rows]
+        varies = (d > 0) & np.isfinite(self.centre)[None, :]
+        return np.where(varies, np.log(np.where(varies, d, 1.0)) - np.nan_to_num(self.centre)[None, :], 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """The model.  direct: (M, K), d.  rounds: taken.
+    """The model.  direct: (M, K), d, by priors raised to its exponents.  rounds: taken.
 
     leads, blurred: of effects that seem to act on several traits, all, and those of which the LD store's directions
     hold too little for a factor to be seen in them.
@@ -122,11 +179,8 @@ def learn_model(
 
     shapes: that each joint block is padded to.  panel: people that the LD was estimated from.
     """
-    direct = prior_direct(traits.f, structure.effects.T)
-    inside = np.zeros(len(direct), bool)
-    for i in range(len(joint)):
-        inside[joint.rows(i)] = True
-    mean = direct[inside].mean(axis=0)
+    priors = direct_of(traits, joint, structure)
+    mean = priors.direct[priors.inside].mean(axis=0)
     for k, name in enumerate(traits.names):
         if not mean[k] > 0:
             raise InputError(f"{name}: its prior is 0 in all LD blocks that are used. Leave the trait out.")
@@ -141,8 +195,13 @@ def learn_model(
         follows=0.0 if options.sharing else 1.0,
     )
     model = replace(model, slab=np.maximum(model.slab, least_slab(model)))
-    every = BlocksToLocate(joint, direct, range(len(joint)), shapes)
-    blocks = every.some(options.learn_blocks)
+
+    def raised(exponents: Floats) -> BlocksToLocate:
+        found = priors.raised(exponents)
+        return BlocksToLocate(joint, found, range(len(joint)), shapes, priors=priors)
+
+    def some(exponents: Floats) -> BlocksToLocate:
+        return raised(exponents).some(options.learn_blocks)
 
     def say(done: int, total: int) -> None:
         if progress is not None:
@@ -150,7 +209,7 @@ def learn_model(
 
     def learned(start: TraitModel) -> tuple[TraitModel, int]:
         return learn(
-            blocks,
+            some(start.exponents),
             start,
             share=options.sharing,
             rounds=options.rounds,
@@ -158,21 +217,25 @@ def learn_model(
             candidates=options.candidates,
             panel=panel,
             progress=say,
+            by_exponents=some,
         )
 
     if model.traits > MOST_TRAITS:
+        blocks = some(model.exponents)
         how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
         each = locate(blocks, model, **how)
         model = grown(_said(each, "looking for sets of traits", len(blocks), progress), model)
     model, rounds = learned(model)
     leads = blurred = 0
     if options.confounders and model.traits > 2:
-        factors, leads, blurred = _factors(every, set(blocks.members), model, options, panel, progress)
+        every = raised(model.exponents)
+        learned_on = set(every.some(options.learn_blocks).members)
+        factors, leads, blurred = _factors(every, learned_on, model, options, panel, progress)
         model = _with_factors(model, factors, every)
         if model.factors:
             model, more = learned(model)
             rounds += more
-    return Learned(model, direct, rounds, leads, blurred)
+    return Learned(model, priors.raised(model.exponents), rounds, leads, blurred)
 
 
 def _with_factors(model: TraitModel, factors: Sequence[HeritableFactor], blocks: BlocksToLocate) -> TraitModel:
@@ -273,6 +336,7 @@ def numbers_of(model: TraitModel) -> dict[str, float]:
         "mean_direct",
         "background",
         "together",
+        "exponents",
     ):
         out |= {f"{name}_{k}": float(x) for k, x in enumerate(getattr(model, name))}
     out |= {f"sets_{c}": float(x) for c, x in enumerate(numbers_of_sets(model.sets))}
@@ -306,4 +370,5 @@ def model_from_numbers(known: dict[str, float], traits: Traits, structure: Struc
         float(known["follows"]),
         read("background"),
         read("pairs").reshape(K, K),
+        read("exponents"),
     )

@@ -39,7 +39,7 @@ from deepwas.pleiotropy.hops import HIGHEST_CORRELATION, HOPSScores, hops_scores
 from deepwas.pleiotropy.joint import JointBlocks, Traits, named, open_joint, read_traits
 from deepwas.pleiotropy.ld_fit import fit_columns, fit_figures, fit_of_ld
 from deepwas.pleiotropy.learning import locate
-from deepwas.pleiotropy.model_of import BlocksToLocate, learn_model, model_from_numbers, numbers_of, prior_direct
+from deepwas.pleiotropy.model_of import BlocksToLocate, direct_of, learn_model, model_from_numbers, numbers_of
 from deepwas.pleiotropy.options import PleiotropyOptions
 from deepwas.pleiotropy.splitting import splits
 from deepwas.pleiotropy.structure import TraitEffects
@@ -61,6 +61,7 @@ RECORD, PARTIAL = "pleiotropy.json", "pleiotropy.partial.h5"
 TABLE, LOCI, PAIRS, EFFECTS = "pleiotropy.tsv.gz", "loci.tsv", "trait_pairs.tsv", "trait_effects.tsv"
 _SIGNIFICANT, _LITTLE = 5.45, 0.3  # |z| at p = 5e-8; of a variant's variance
 _MANY = 0.25  # of the leads
+_FLATTENED = 0.5
 MAP, SHARING, RELIABILITY = "pleiotropy.png", "sharing.png", "reliability.png"
 
 
@@ -274,7 +275,7 @@ def _compute(
         computed.know(**numbers_of(model), rounds=learned.rounds, leads=learned.leads, blurred=learned.blurred)
     else:
         model = model_from_numbers(computed.known, traits, structure)
-        direct = prior_direct(traits.f, structure.effects.T)
+        direct = direct_of(traits, joint, structure).raised(model.exponents)
     how: dict[str, Any] = {
         "slots": options.max_effects,
         "candidates": options.candidates,
@@ -322,7 +323,7 @@ def _result(
     notes += extra.notes
     figures = dict(zip(fit_columns(len(traits.names)), computed.blocks.T[-2 * len(traits.names) :], strict=True))
     ld_fit = fit_of_ld(traits, joint, np.diag(structure.matrix), figures, store.n_samples)
-    notes += ld_fit.notes + _of_priors(traits)
+    notes += ld_fit.notes + _of_priors(traits, model.exponents)
     hops, rows = _hops(store, traits, joint, options, notes)
     flags = dict(zip(joint.numbers, ld_fit.flags, strict=True))
     table = variant_table(store, traits, joint, computed, loci, hops, rows, extra.score, flags)
@@ -333,6 +334,7 @@ def _result(
         "learned": {
             "rounds": int(computed.known["rounds"]),
             "slab": dict(zip(traits.names, model.slab.tolist(), strict=True)),
+            "prior_exponent": dict(zip(traits.names, model.exponents.tolist(), strict=True)),
             "excess_log_odds": {str(n): float(x) for n, x in enumerate(model.excess) if n >= 2},
             "pair_log_odds": [
                 {"traits": [traits.names[j], traits.names[k]], "log_odds": float(model.pairs[j, k])}
@@ -360,16 +362,22 @@ def _result(
     return Pleiotropy(done, table, by_locus, pairs, effect_table(structure), extra.calibration)
 
 
-def _of_priors(traits: Traits) -> list[str]:
-    """Of priors that lose on held-out blocks."""
+def _of_priors(traits: Traits, exponents: Floats) -> list[str]:
+    """Of priors that lose on held-out blocks, and of those that effects do not follow."""
     gains = {
         name: one.get("prior", {}).get("held_out_gain") for name, one in zip(traits.names, traits.records, strict=True)
     }
-    return [
+    lost = [
         f"{name}: on held-out blocks its prior loses {-gain:.1f} nats against the constant prior. Fit the trait with "
         "--network constant, or say why this prior is better."
         for name, gain in gains.items()
         if gain is not None and gain < 0
+    ]
+    return lost + [
+        f"{name}: effects hardly follow its prior, which was flattened: raised to {t:.2f} (prior_exponent). Its "
+        "annotations tell little, or it was not fitted to these z-scores."
+        for name, t in zip(traits.names, exponents.tolist(), strict=True)
+        if t < _FLATTENED
     ]
 
 
