@@ -71,6 +71,7 @@ def test_a_model_is_read_back_from_numbers_as_it_was():
         follows=0.4,
         background=rng.random(10),
         pairs=rng.normal(size=(10, 10)),
+        exponents=2 * rng.random(10),
     )
     traits = SimpleNamespace(names=tuple("abcdefghij"), sample_size=model.sample_size)
     structure = SimpleNamespace(matrix=model.noise, effects=SimpleNamespace(T=model.T), draws=model.draws)
