@@ -260,7 +260,7 @@ def _learn(
     K = problem.genes
     start = np.full(K, 0.1)
     model = TraitModel(np.full(K, float(directions)), np.eye(K), start, np.zeros((K, K)))
-    sample = Sample.of(blocks, model)
+    sample = Sample.of(np.concatenate([block.direct for block in blocks]), model)
     model = sample.shared(model)
     for number in range(problem.rounds):
         counts = Counts.zero(model)

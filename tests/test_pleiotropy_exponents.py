@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from deepwas.pleiotropy.configurations import TraitModel
-from deepwas.pleiotropy.learning import JointBlock, learn, locate, score_of_exponents
-from deepwas.pleiotropy.model_of import BlocksToLocate, DirectPriors
+from deepwas.pleiotropy.learning import Counts, exponent_score, learn, locate
+from deepwas.pleiotropy.model_of import BlocksToLocate, TraitPriors, prior_direct
 from deepwas.pleiotropy.run import _of_priors
 
 N, SLAB, SIZE, BLOCKS, K = 1e5, 6e-4, 50, 40, 3
@@ -23,55 +23,83 @@ def priors(rng, spread=1.0):
     return MEAN * d / d.mean(axis=0)
 
 
-def blocks_of(whitened, direct, known):
-    """Of independent variants."""
-    rows = [slice(SIZE * i, SIZE * i + SIZE) for i in range(BLOCKS)]
+def known(f, T=None, inside=None):
+    return TraitPriors(f, np.zeros((K, K)) if T is None else T, np.ones(len(f), bool) if inside is None else inside)
+
+
+def blocks_of(whitened, priors, exponents=None, learn=True, size=SIZE):
+    """Of independent variants, of which all but two on either side are scored."""
+    direct = priors.direct(np.ones(K) if exponents is None else exponents)
+    number = len(direct) // size
+    rows = [slice(size * i, size * i + size) for i in range(number)]
     joint = SimpleNamespace(
         rows=lambda i: rows[i],
-        factor=lambda i: np.eye(SIZE),
+        factor=lambda i: np.eye(size),
         whitened=[whitened[x] for x in rows],
-        scored=lambda i: slice(2, SIZE - 2),
+        scored=lambda i: slice(2, size - 2),
     )
-    return BlocksToLocate(joint, direct, range(BLOCKS), [(SIZE, SIZE)] * BLOCKS, priors=known)
+    log_prior = priors.log_prior(direct) if learn else None
+    return BlocksToLocate(joint, direct, range(number), [(size, size)] * number, log_prior=log_prior)
 
 
 def test_priors_are_raised_about_their_mean_and_what_is_0_stays_0():
     rng = np.random.default_rng(0)
-    d = priors(rng)
-    d[:50, 0] = 0.0
-    d[:, 2] = MEAN
+    f = priors(rng)
+    f[:50, 0] = 0.0
+    f[50, 1] = 1e-12 * MEAN
+    f[:, 2] = MEAN
     inside = np.arange(M) >= 20
-    known = DirectPriors(d, inside)
-    np.testing.assert_array_equal(known.raised(np.ones(K)), d)
+    own = known(f, inside=inside)
+    np.testing.assert_array_equal(own.direct(np.ones(K)), prior_direct(f, own.T))
     t = np.array([0.5, 2.0, 0.3])
-    raised = known.raised(t)
+    raised = own.direct(t)
     assert not raised[:50, 0].any()
-    np.testing.assert_allclose(raised[inside].mean(axis=0), d[inside].mean(axis=0), rtol=1e-12)
-    ratio = np.log(raised[60] / raised[61])[:2] / np.log(d[60] / d[61])[:2]
+    np.testing.assert_allclose(raised[inside].mean(axis=0), f[inside].mean(axis=0), rtol=0.02)
+    ratio = np.log(raised[60] / raised[61])[:2] / np.log(f[60] / f[61])[:2]
     np.testing.assert_allclose(ratio, t[:2], rtol=1e-9)
     np.testing.assert_allclose(raised[:, 2], MEAN, rtol=1e-12)
-    flat = known.raised(np.zeros(K))
-    np.testing.assert_allclose(np.ptp(flat[50:], axis=0), 0.0, atol=1e-18)
+    some = f > 0
+    least = np.exp(-7) * np.where(some, raised, 0).sum(axis=0) / some.sum(axis=0)
+    assert (np.where(some, raised, np.inf) > 0.98 * least).all()  # rules nothing out, however steep
+    np.testing.assert_allclose(np.ptp(own.direct(np.zeros(K))[50:], axis=0), 0.0, atol=1e-18)
     # What blocks are told is how the log of these moves with t.
-    block = blocks_of(np.zeros((M, K)), raised, known)[3]
-    up, down = (known.raised(t + h)[block.rows] for h in (1e-5, -1e-5))
-    np.testing.assert_allclose(block.log_prior, (np.log(up) - np.log(down)) / 2e-5, atol=1e-6)
-    assert not block.log_prior[:, 2].any()
-    assert blocks_of(np.zeros((M, K)), raised, None)[3].log_prior is None
+    log_prior = own.log_prior(raised)(slice(60, 100))
+    up, down = (own.direct(t + h)[60:100] for h in (1e-5, -1e-5))
+    free = raised[60:100] > 1.01 * least
+    np.testing.assert_allclose(log_prior[free], ((np.log(up) - np.log(down)) / 2e-5)[free], atol=0.02)
+    assert free.mean() > 0.9
+    assert not log_prior[:, 2].any()
+    assert not own.log_prior(raised)(slice(50, 51))[0, 1].any()
+    assert blocks_of(np.zeros((M, K)), own, learn=False)[3].log_prior is None
+
+
+def test_a_prior_that_does_not_vary_is_held_though_direct_variances_do():
+    """Of a trait that another one acts on, what is left for its own effects varies with the other's."""
+    rng = np.random.default_rng(4)
+    f = priors(rng)
+    f[:, 1] = MEAN
+    T = np.zeros((K, K))
+    T[0, 1] = 0.4
+    own = known(f, T)
+    direct = own.direct(np.ones(K))
+    assert np.ptp(np.log(direct[:, 1])) > 1
+    log_prior = own.log_prior(direct)(slice(0, M))
+    assert not log_prior[:, 1].any()
+    assert log_prior[:, [0, 2]].all()
 
 
 @pytest.mark.parametrize("follows", [0.0, 1.0])
 def test_the_score_is_the_derivative_of_the_likelihood(follows):
     """Of independent variants, whose likelihood is sum log (1 + sum odds BF) - log (1 + sum odds)."""
     rng = np.random.default_rng(1)
-    known = DirectPriors(priors(rng) / 20, np.ones(M, bool))
+    own = known(priors(rng) / 20)
     model = TraitModel(
         np.full(K, N),
         np.eye(K),
         np.full(K, SLAB),
         np.zeros((K, K)),
         excess=np.array([0, 0, 4.0, 8.0]),
-        mean_direct=known.direct.mean(axis=0),
+        mean_direct=own.direct(np.ones(K)).mean(axis=0),
         follows=follows,
         loadings=np.array([[0.02, -0.02, 0.0]]),
         factor_odds=np.array([-6.0]),
@@ -85,7 +113,7 @@ def test_the_score_is_the_derivative_of_the_likelihood(follows):
     t = np.array([0.7, 1.0, 1.3])
 
     def block_at(t):
-        return blocks_of(np.tile(y, (BLOCKS, 1)), known.raised(t), known)[5]
+        return blocks_of(np.tile(y, (BLOCKS, 1)), own, t)[5]
 
     def likelihood(t):
         odds = model.log_odds(block_at(t).direct)
@@ -93,13 +121,17 @@ def test_the_score_is_the_derivative_of_the_likelihood(follows):
         return (both[0] - both[1])[2:-2].sum()
 
     block = block_at(t)
-    odds = model.log_odds(block.direct) + bayes
-    posterior = np.exp(odds - np.logaddexp(0, np.logaddexp.reduce(odds, axis=1))[:, None])
-    score = score_of_exponents(block, block.log_prior, posterior, model)
+    odds = model.log_odds(block.direct)
+    posterior = odds + bayes
+    posterior = np.exp(posterior - np.logaddexp(0, np.logaddexp.reduce(posterior, axis=1))[:, None])
+    score, information = exponent_score(block.log_prior[2:-2], odds[2:-2], posterior[2:-2], model)
     h = 1e-4 * np.eye(K)
     slope = np.array([(likelihood(t + x) - likelihood(t - x)) / 2e-4 for x in h])
     np.testing.assert_allclose(score, slope, rtol=0.02, atol=0.02)
     assert np.abs(slope).max() > 0.5
+    prior = np.exp(odds - np.logaddexp(0, np.logaddexp.reduce(odds, axis=1))[:, None])[2:-2]
+    by_class = model.follow()[None] * block.log_prior[2:-2, None]
+    np.testing.assert_allclose(information, (prior[:, :, None] * by_class**2).sum(axis=(0, 1)), rtol=1e-9)
 
 
 @pytest.mark.parametrize("given", ["true", "shrunken", "misleading", "flat"])
@@ -115,17 +147,16 @@ def test_what_is_learned_of_priors(given):
         "misleading": true[rng.permutation(M)],
         "flat": np.full((M, K), MEAN),
     }[given]
-    known = DirectPriors(MEAN * d / d.mean(axis=0), np.ones(M, bool))
+    own = known(MEAN * d / d.mean(axis=0))
+
+    def by_exponents(t):
+        blocks = blocks_of(z, own, t)
+        return blocks, blocks.direct_variances()
+
     start = TraitModel(np.full(K, N), np.eye(K), np.full(K, SLAB), np.zeros((K, K)), mean_direct=np.full(K, MEAN))
     start = replace(start, follows=0.0)
-    found, _ = learn(
-        blocks_of(z, known.direct, known),
-        start,
-        rounds=6,
-        slots=3,
-        candidates=24,
-        by_exponents=lambda t: blocks_of(z, known.raised(t), known),
-    )
+    how = {"slots": 3, "candidates": 24}
+    found, _ = learn(blocks_of(z, own), start, rounds=6, by_exponents=by_exponents, **how)
     if given == "flat":
         np.testing.assert_array_equal(found.exponents, 1.0)
     else:
@@ -133,22 +164,47 @@ def test_what_is_learned_of_priors(given):
         assert low <= found.exponents.min()
         assert found.exponents.max() <= high
     # Without the blocks by exponent they are held.
-    held, _ = learn(blocks_of(z, known.direct, None), start, rounds=1, slots=3, candidates=24)
+    held, _ = learn(blocks_of(z, own, learn=False), start, rounds=1, **how)
     np.testing.assert_array_equal(held.exponents, 1.0)
+
+
+@pytest.mark.parametrize(("number", "effects"), [(40, 10), (200, 30), (1, 400), (3, 100)])
+def test_steps_are_as_long_with_many_effects_and_few_blocks(number, effects):
+    """All effects are known, and do not follow the prior, or follow it as it says."""
+    rng = np.random.default_rng(5)
+    size = 40 * effects
+    f = np.exp(1.5 * rng.normal(size=(number * size, K)))
+    f *= SLAB * effects / size / f.mean(axis=0)
+    own = known(f)
+    model = TraitModel(np.full(K, N), np.eye(K), np.full(K, SLAB), np.zeros((K, K)), mean_direct=f.mean(axis=0))
+    for follow, target in ((False, 0.0), (True, 1.0)):
+        acts = rng.random(f.shape) < (f if follow else f.mean(axis=0)) / SLAB
+        posterior = np.concatenate([acts, np.zeros((len(f), len(model.masks) - K))], axis=1).astype(float)
+        now = replace(model, exponents=np.full(K, 1.0))
+        for _ in range(5):
+            direct = own.direct(now.exponents)
+            counts = Counts.zero(now)
+            odds = now.log_odds(direct)
+            log_prior = own.log_prior(direct)(slice(0, len(f)))
+            counts.score, counts.information = exponent_score(log_prior, odds, posterior, now)
+            now = replace(now, exponents=counts.exponents(now))
+        assert np.abs(now.exponents - target).max() < 0.2
 
 
 def test_variants_of_flanks_do_not_count():
     rng = np.random.default_rng(3)
-    known = DirectPriors(priors(rng), np.ones(M, bool))
+    own = known(priors(rng))
     start = TraitModel(np.full(K, N), np.eye(K), np.full(K, SLAB), np.zeros((K, K)))
-    block = blocks_of(rng.normal(size=(M, K)), known.direct, known)[0]
+    block = blocks_of(rng.normal(size=(M, K)), own)[0]
     strong = np.array(block.whitened)
     strong[0] = 12.0
     scores = []
     for y in (block.whitened, strong):
-        one = JointBlock(block.factor, y, block.direct, block.rows, block.shape, None, block.scored, block.log_prior)
-        ((_, _, found),) = locate([one], start, slots=3, candidates=24)
-        scores.append(score_of_exponents(one, one.log_prior, found.probability, start))
+        ((one, odds, found),) = locate([replace(block, whitened=y)], start, slots=3, candidates=24)
+        counts = Counts.zero(start)
+        counts.add(one, found, start, odds=odds)
+        scores.append(counts.score)
+        assert (counts.information > 0).all()
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)
 
 

@@ -187,7 +187,8 @@ def test_a_trait_that_shares_nothing_is_not_drawn_in(problem, third):
     assert model.pairs[0, 1] > max(model.pairs[0, 2], model.pairs[1, 2])
     # With the number of traits alone the third is drawn into more of them.
     blind = replace(model, pairs=np.zeros((3, 3)))
-    blind = Sample.of(blocks, blind).solve(blind, Shares(np.array([0, 0, named[0, 1], named[0, 1, 2]]) / of.sum()))[0]
+    every = np.concatenate([x.direct for x in blocks])
+    blind = Sample.of(every, blind).solve(blind, Shares(np.array([0, 0, named[0, 1], named[0, 1, 2]]) / of.sum()))[0]
     drawn = sum(
         found.probability[:, blind.masks[:, 2] & (blind.masks.sum(axis=1) > 1)].sum()
         for _, _, found in locate(blocks, blind, **how)

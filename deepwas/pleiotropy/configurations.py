@@ -151,7 +151,7 @@ class TraitModel:
     together: log odds, >= 0, by which two effects in LD r^2 > 0.2 are likelier than two independent ones: with a trait
         in common, and with none.
     sets: (C, K) bool, the configurations, small ones first and the K of one trait in order; `first_sets` by default.
-    exponents: (K,), to which the priors have been raised that direct variances given here come from; 1 by default.
+    exponents: (K,), to which the priors f have been raised that direct variances given here come from; 1 by default.
     """
 
     sample_size: Floats
@@ -312,6 +312,8 @@ class TraitModel:
 
     def follow(self) -> Floats:
         """(C + F, K), how fast the log odds of each class move with log d of each trait, where pi is small."""
+        if not len(self.mean_direct):
+            return self.masks.astype(np.float64)
         size = np.maximum(self.sets.sum(axis=1), 1.0)
         own = self.sets * (self.follows + (1 - self.follows) / size)[:, None]
         moved = self.moved_traits.astype(np.float64)

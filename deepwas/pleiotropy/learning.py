@@ -25,11 +25,12 @@ told from one: if effects that only may be there counted, weak z-scores would pu
 shared variants would be taken for two. Without these log odds one variant with effects on two traits would stand in
 for two variants.
 
-How far effects follow a trait's prior is learned, too, where it varies: pi is in proportion to d^t, its mean held. The
-score of t_k is the sum over variants and classes of (posterior - prior probability) times the log of d_jk over its mean
-by d^t, as far as the class's odds follow it (`TraitModel.follow`); Newton's steps go by its square over blocks, with a
-prior N(1, `_EXPONENT_SD`^2), 0 <= t <= `_MOST_EXPONENT`. At 0 a prior says nothing, as one that misleads should;
-above 1 effects follow it more than it says, as they do one that was shrunken.
+How far effects follow a trait's prior is learned, too, where it varies: f is raised to a power t, its mean held. The
+score of t_k is the sum over variants and classes of (posterior - prior probability) times log f_jk less its mean, as
+far as the class's odds follow it (`TraitModel.follow`); steps go by the information that known effects would have, so
+that they are short where the z-scores tell little, with a prior N(1, `_EXPONENT_SD`^2), 0 <= t <= `_MOST_EXPONENT`. At
+0 a prior says nothing, as one that misleads should; above 1 effects follow it more than it says, as they do one that
+was shrunken.
 
 What located effects leave of the z-scores says how much background there is of effects that cannot be located
 (`deepwas.finemapping.background`).
@@ -85,6 +86,7 @@ _SETTLED = 0.03  # of the logarithm of a block's noise
 _EXPONENT_SD = 0.5
 _MOST_EXPONENT = 2.0
 _EXPONENT_LEAP = 0.5  # a round
+_EXPONENT_MOVES = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,7 @@ class JointBlock:
     rows: of its variants in the store.  shape: to pad to; None for that of the call.
     shared: (m,), added to the log odds of all configurations of two traits or more; None for 0.
     scored: of its variants, those that it reports, the others being its flanks; all by default.
-    log_prior: (m, K), how fast the log of `direct` moves with the exponents of the priors; None where these are held.
+    log_prior: (m, K), log f less its mean by d, 0 where f says nothing; None where exponents of priors are held.
     """
 
     factor: NDArray[np.floating]
@@ -119,7 +121,7 @@ class Counts:
     lead.  variants: in all.
     left: of each block what located effects leave of the squares of whitened z-scores, `TraitModel.signal`, and the
     noise that these stand beside, each (k, K).
-    scores: of each block (K,), of the exponents.
+    score, information: (K,), of the exponents.
     """
 
     present: Floats
@@ -130,20 +132,29 @@ class Counts:
     close: Floats
     located: Floats
     around: Floats
+    score: Floats
+    information: Floats
     variants: int = 0
     left: list[tuple[Floats, Floats, Floats]] = field(default_factory=list)
-    scores: list[Floats] = field(default_factory=list)
 
     @classmethod
     def zero(cls, model: TraitModel) -> Counts:
         """Nothing counted."""
-        present, kept, squares = np.zeros((3, model.traits))
+        present, kept, squares, score, information = np.zeros((5, model.traits))
         located, around = np.zeros((2, len(model.masks)))
         K = model.traits
-        return cls(present, kept, squares, np.zeros(K + 1), np.zeros((K, K)), np.zeros(2), located, around)
+        sizes, pairs = np.zeros(K + 1), np.zeros((K, K))
+        return cls(present, kept, squares, sizes, pairs, np.zeros(2), located, around, score, information)
 
-    def add(self, block: JointBlock, found: BlockEffects, model: TraitModel, panel: float | None = None) -> None:
-        """Count a block, of which `locate` has found this.  panel: as there."""
+    def add(
+        self,
+        block: JointBlock,
+        found: BlockEffects,
+        model: TraitModel,
+        panel: float | None = None,
+        odds: Floats | None = None,
+    ) -> None:
+        """Count a block, of which `locate` has found this.  panel: as there.  odds: that it gave, for exponents."""
         G = np.asarray(block.factor, np.float64)
         signal = model.signal(G, block.direct)
         weighed = G / model.spread_of_background(signal)[:, None]  # as effects were located
@@ -160,8 +171,11 @@ class Counts:
         level = np.diag(model.noise if panel is None else raised(model, found, panel))
         squares = squares_left(block.whitened - found.fitted, leads)
         self.left.append((squares, signal, np.broadcast_to(level, squares.shape)))
-        if block.log_prior is not None:
-            self.scores.append(score_of_exponents(block, block.log_prior, found.probability, model))
+        if block.log_prior is not None and odds is not None:
+            own = block.scored
+            score, information = exponent_score(block.log_prior[own], odds[own], found.probability[own], model)
+            self.score += score
+            self.information += information
         masks = model.masks.astype(np.float64)
         of_class = _sharpened(found.probability, masks.sum(axis=1) >= 2).sum(axis=0)
         np.add.at(self.sizes, model.masks.sum(axis=1), of_class)
@@ -188,9 +202,8 @@ class Counts:
 
     def exponents(self, model: TraitModel) -> Floats:
         """(K,), after one round."""
-        scores, precision = np.array(self.scores), 1 / _EXPONENT_SD**2
-        slope = scores.sum(axis=0) + precision * (1 - model.exponents)
-        step = slope / (np.square(scores).sum(axis=0) + precision)
+        precision = 1 / _EXPONENT_SD**2
+        step = (self.score + precision * (1 - model.exponents)) / (self.information + precision)
         moved = model.exponents + np.clip(step, -_EXPONENT_LEAP, _EXPONENT_LEAP)
         return np.asarray(np.clip(moved, 0.0, _MOST_EXPONENT))
 
@@ -213,15 +226,15 @@ class Counts:
         return Shares(sizes / effects, pairs / effects, effects)
 
 
-def score_of_exponents(block: JointBlock, log_prior: Floats, probability: Floats, model: TraitModel) -> Floats:
-    """(K,), derivative of a block's log likelihood by the exponents, of the variants that it scores.
+def exponent_score(log_prior: Floats, odds: Floats, probability: Floats, model: TraitModel) -> tuple[Floats, Floats]:
+    """(K,) each, of variants the score of the exponents and the information that known effects would have on them.
 
-    log_prior: (m, K), of the block.  probability: (m, C + F), posterior.
+    log_prior: (m, K), of the variants.  odds, probability: (m, C + F), log prior odds and posterior.
     """
-    odds = model.log_odds(block.direct, block.shared)[block.scored]
     prior = np.exp(odds - np.logaddexp(0, np.logaddexp.reduce(odds, axis=1))[:, None])
-    moves = (probability[block.scored] - prior) @ model.follow()
-    return np.asarray((moves * log_prior[block.scored]).sum(axis=0))
+    follow = model.follow()
+    score = (((probability - prior) @ follow) * log_prior).sum(axis=0)
+    return score, ((prior @ follow**2) * log_prior**2).sum(axis=0)
 
 
 def _sharpened(probability: Floats, several: NDArray[np.bool_]) -> Floats:
@@ -389,24 +402,24 @@ def learn(
     panel: float | None = None,
     shape: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    by_exponents: Callable[[Floats], Sequence[JointBlock]] | None = None,
+    by_exponents: Callable[[Floats], tuple[Sequence[JointBlock], Floats]] | None = None,
 ) -> tuple[TraitModel, int]:
     """Slab variances and psi from blocks, read anew each round; returns the model and the rounds taken.
 
     share: learn psi; else independence.  by_exponents: the blocks with priors raised to exponents (K,), which are
-    learned then; None holds them.  The rest as for `locate`.  progress: called as progress(blocks done, blocks of all
-    rounds).
+    learned then, and d of all their variants; None holds them.  The rest as for `locate`.  progress: called as
+    progress(blocks done, blocks of all rounds).
     """
     start = model.slab
-    sample = Sample.of(blocks, model) if share else None
+    sample = Sample.of(np.concatenate([block.direct for block in blocks]), model) if share else None
     if sample is not None and not model.excess.any():
         model = sample.shared(model)
     done, total = 0, rounds * len(blocks)
     for number in range(rounds):
         counts = Counts.zero(model)
         each = locate(blocks, model, slots=slots, candidates=candidates, panel=panel, shape=shape)
-        for block, _, found in each:
-            counts.add(block, found, model, panel)
+        for block, odds, found in each:
+            counts.add(block, found, model, panel, odds)
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -414,9 +427,10 @@ def learn(
         if by_exponents is not None:
             exponents = counts.exponents(model)
             step = float(np.abs(exponents - model.exponents).max())
-            if step > 0:
-                model, blocks = replace(model, exponents=exponents), by_exponents(exponents)
-                sample = Sample.of(blocks, model) if share else None
+            if step > _EXPONENT_MOVES:
+                model = replace(model, exponents=exponents)
+                blocks, direct = by_exponents(exponents)
+                sample = Sample.of(direct, model) if share else None
         model, change = counts.update(model, start, sample)
         change = max(change, step)
         if change < tolerance:

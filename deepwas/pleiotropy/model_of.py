@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -28,13 +29,13 @@ from deepwas.pleiotropy.sharing import price_of_pairs
 
 __all__ = [
     "BlocksToLocate",
-    "DirectPriors",
     "Learned",
-    "direct_of",
+    "TraitPriors",
     "learn_model",
     "model_from_numbers",
     "numbers_of",
     "prior_direct",
+    "priors_of",
 ]
 
 Floats = NDArray[np.float64]
@@ -51,53 +52,79 @@ _RANGE = 7.0  # nats that an effect variance may lie below the trait's mean, as 
 def prior_direct(f: Floats, T: Floats) -> Floats:
     """Direct variances d (M, K), `direct_variances` and at least a fiftieth of f; f of 0 is none, others are raised to
     e^-7 of the trait's mean: a part of the genome whose fit finds no heritability rules out no effect."""
-    some = f > 0
-    mean = np.where(some, f, 0.0).sum(axis=0) / np.maximum(some.sum(axis=0), 1)
-    likely = np.where(some, np.maximum(f, np.exp(-_RANGE) * mean), 0.0)
+    likely = np.where(f > 0, np.maximum(f, np.exp(-_RANGE) * _mean_of_some(f)), 0.0)
     return np.maximum(direct_variances(likely, T), _LEAST_OWN * likely)
 
 
-@dataclass(frozen=True, eq=False)
-class DirectPriors:
-    """Direct variances d (M, K) of the store's variants, as priors have them, and which of them (M,) are in blocks."""
+def _mean_of_some(f: Floats) -> Floats:
+    """(K,), mean of those that are not 0."""
+    some = f > 0
+    return np.asarray(np.where(some, f, 0.0).sum(axis=0) / np.maximum(some.sum(axis=0), 1))
 
-    direct: Floats
+
+@dataclass(frozen=True, eq=False)
+class TraitPriors:
+    """Priors f (M, K) of the store's variants, T (K, K), and which of the variants (M,) are in blocks."""
+
+    f: Floats
+    T: Floats
     inside: NDArray[np.bool_]
 
-    def raised(self, exponents: Floats) -> Floats:
-        """(M, K), in proportion to d^t with the mean of d inside; 0 stays 0.  exponents: (K,), t."""
-        out = self.direct.copy()
-        for k in np.flatnonzero(exponents != 1):
-            some = self.direct[:, k] > 0
-            out[some, k] = np.exp(exponents[k] * (np.log(self.direct[some, k]) - np.log(self.direct[some, k].max())))
-            out[:, k] *= self.direct[self.inside, k].mean() / out[self.inside, k].mean()
-        return out
+    def direct(self, exponents: Floats) -> Floats:
+        """(M, K), d by f^t with the mean of f: `prior_direct`.  exponents: (K,), t."""
+        f = self.f.copy()
+        for k in np.flatnonzero(exponents != 1).tolist():
+            some = f[:, k] > 0
+            given, _ = self._floored(slice(None), k)
+            raised = np.exp(exponents[k] * np.log(given[some] / given[some].max()))
+            f[some, k] = raised * (given[self.inside].mean() / (raised[self.inside[some]].sum() / self.inside.sum()))
+        return prior_direct(f, self.T)
 
-    def log_centre(self, raised: Floats) -> Floats:
-        """(K,), mean of log d by the variances (M, K) that d was raised to; NaN where d does not vary."""
-        out = np.full(self.direct.shape[1], np.nan)
-        for k in range(len(out)):
-            some = self.inside & (self.direct[:, k] > 0)
-            log = np.log(self.direct[some, k])
+    def log_prior(self, direct: Floats) -> Callable[[slice], Floats]:
+        """Of rows (m, K), log f less its mean by the variances d (M, K), which exponents weigh. It is 0 where f
+        does not vary, and of f that is raised to the least, which says nothing."""
+        K = self.f.shape[1]
+        centre = np.full(K, np.nan)
+        for k in range(K):
+            given, told = self._floored(slice(None), k)
+            told &= self.inside
+            log = np.log(given[told])
             if len(log) and np.ptp(log) > _VARIES:
-                out[k] = np.average(log, weights=raised[some, k])
-        return out
+                centre[k] = np.average(log, weights=np.maximum(direct[told, k], 1e-300))
+
+        def of_rows(rows: slice) -> Floats:
+            out = np.zeros((rows.stop - rows.start, K))
+            for k in np.flatnonzero(np.isfinite(centre)).tolist():
+                given, told = self._floored(rows, k)
+                out[told, k] = np.log(given[told]) - centre[k]
+            return out
+
+        return of_rows
+
+    def _floored(self, rows: slice, k: int) -> tuple[Floats, NDArray[np.bool_]]:
+        """f of a trait, raised to the least that it is taken for, and which of it is more than that."""
+        f = self.f[rows, k]
+        least = np.exp(-_RANGE) * self._mean[k]
+        return np.where(f > 0, np.maximum(f, least), 0.0), f > least
+
+    @cached_property
+    def _mean(self) -> Floats:
+        return _mean_of_some(self.f)
 
 
-def direct_of(traits: Traits, joint: JointBlocks, structure: Structure) -> DirectPriors:
-    """The traits' direct variances."""
-    direct = prior_direct(traits.f, structure.effects.T)
-    inside = np.zeros(len(direct), bool)
+def priors_of(traits: Traits, joint: JointBlocks, structure: Structure) -> TraitPriors:
+    """The traits' priors, in the blocks that are used."""
+    inside = np.zeros(len(traits.f), bool)
     for i in range(len(joint)):
         inside[joint.rows(i)] = True
-    return DirectPriors(direct, inside)
+    return TraitPriors(traits.f, structure.effects.T, inside)
 
 
 class BlocksToLocate(Sequence[JointBlock]):
     """Some of the joint blocks, read at each use, padded to few shapes.
 
     direct: (M, K), d of the store's variants.  shared: of every joint block, `JointBlock.shared`.
-    priors: that `direct` was raised from, if their exponents are to be learned.
+    log_prior: of rows, `JointBlock.log_prior`, if exponents of priors are to be learned.
     """
 
     def __init__(
@@ -107,17 +134,16 @@ class BlocksToLocate(Sequence[JointBlock]):
         members: Sequence[int],
         shapes: Sequence[tuple[int, int]],
         shared: Sequence[NDArray[np.float32]] | None = None,
-        priors: DirectPriors | None = None,
+        log_prior: Callable[[slice], Floats] | None = None,
     ):
         self.joint, self.direct, self.members, self.shapes = joint, direct, list(members), list(shapes)
-        self.shared, self.priors = shared, priors
-        self.centre = None if priors is None else priors.log_centre(direct)
+        self.shared, self.log_prior = shared, log_prior
 
     def some(self, most: int) -> BlocksToLocate:
         """At most so many of them, evenly spread."""
         chosen = np.unique(np.linspace(0, len(self) - 1, min(len(self), most)).astype(int)).tolist()
         members, shapes = [self.members[j] for j in chosen], [self.shapes[j] for j in chosen]
-        return BlocksToLocate(self.joint, self.direct, members, shapes, self.shared, self.priors)
+        return BlocksToLocate(self.joint, self.direct, members, shapes, self.shared, self.log_prior)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -140,15 +166,12 @@ class BlocksToLocate(Sequence[JointBlock]):
             self.shapes[j],
             shared,
             self.joint.scored(i),
-            self._log_prior(rows),
+            None if self.log_prior is None else self.log_prior(rows),
         )
 
-    def _log_prior(self, rows: slice) -> Floats | None:
-        if self.priors is None or self.centre is None:
-            return None
-        d = self.priors.direct[rows]
-        varies = (d > 0) & np.isfinite(self.centre)[None, :]
-        return np.where(varies, np.log(np.where(varies, d, 1.0)) - np.nan_to_num(self.centre)[None, :], 0.0)
+    def direct_variances(self) -> Floats:
+        """(n, K), of all variants of the blocks, one block after another."""
+        return np.concatenate([self.direct[self.joint.rows(i)] for i in self.members])
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +202,8 @@ def learn_model(
 
     shapes: that each joint block is padded to.  panel: people that the LD was estimated from.
     """
-    priors = direct_of(traits, joint, structure)
-    mean = priors.direct[priors.inside].mean(axis=0)
+    priors = priors_of(traits, joint, structure)
+    mean = priors.direct(np.ones(len(traits.names)))[priors.inside].mean(axis=0)
     for k, name in enumerate(traits.names):
         if not mean[k] > 0:
             raise InputError(f"{name}: its prior is 0 in all LD blocks that are used. Leave the trait out.")
@@ -196,20 +219,21 @@ def learn_model(
     )
     model = replace(model, slab=np.maximum(model.slab, least_slab(model)))
 
-    def raised(exponents: Floats) -> BlocksToLocate:
-        found = priors.raised(exponents)
-        return BlocksToLocate(joint, found, range(len(joint)), shapes, priors=priors)
+    def every(exponents: Floats) -> BlocksToLocate:
+        direct = priors.direct(exponents)
+        return BlocksToLocate(joint, direct, range(len(joint)), shapes, log_prior=priors.log_prior(direct))
 
-    def some(exponents: Floats) -> BlocksToLocate:
-        return raised(exponents).some(options.learn_blocks)
+    def some(exponents: Floats) -> tuple[BlocksToLocate, Floats]:
+        chosen = every(exponents).some(options.learn_blocks)
+        return chosen, chosen.direct_variances()
 
     def say(done: int, total: int) -> None:
         if progress is not None:
             progress("learning sizes of effects and sharing", done, total)
 
-    def learned(start: TraitModel) -> tuple[TraitModel, int]:
+    def learned(start: TraitModel, by_exponents: Any) -> tuple[TraitModel, int]:
         return learn(
-            some(start.exponents),
+            some(start.exponents)[0],
             start,
             share=options.sharing,
             rounds=options.rounds,
@@ -217,25 +241,25 @@ def learn_model(
             candidates=options.candidates,
             panel=panel,
             progress=say,
-            by_exponents=some,
+            by_exponents=by_exponents,
         )
 
     if model.traits > MOST_TRAITS:
-        blocks = some(model.exponents)
+        blocks, _ = some(model.exponents)
         how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
         each = locate(blocks, model, **how)
         model = grown(_said(each, "looking for sets of traits", len(blocks), progress), model)
-    model, rounds = learned(model)
+    model, rounds = learned(model, some)
     leads = blurred = 0
     if options.confounders and model.traits > 2:
-        every = raised(model.exponents)
-        learned_on = set(every.some(options.learn_blocks).members)
-        factors, leads, blurred = _factors(every, learned_on, model, options, panel, progress)
-        model = _with_factors(model, factors, every)
+        blocks = every(model.exponents)
+        learned_on = set(blocks.some(options.learn_blocks).members)
+        factors, leads, blurred = _factors(blocks, learned_on, model, options, panel, progress)
+        model = _with_factors(model, factors, blocks)
         if model.factors:
-            model, more = learned(model)
+            model, more = learned(model, None)
             rounds += more
-    return Learned(model, priors.raised(model.exponents), rounds, leads, blurred)
+    return Learned(model, priors.direct(model.exponents), rounds, leads, blurred)
 
 
 def _with_factors(model: TraitModel, factors: Sequence[HeritableFactor], blocks: BlocksToLocate) -> TraitModel:

@@ -39,7 +39,7 @@ from deepwas.pleiotropy.hops import HIGHEST_CORRELATION, HOPSScores, hops_scores
 from deepwas.pleiotropy.joint import JointBlocks, Traits, named, open_joint, read_traits
 from deepwas.pleiotropy.ld_fit import fit_columns, fit_figures, fit_of_ld
 from deepwas.pleiotropy.learning import locate
-from deepwas.pleiotropy.model_of import BlocksToLocate, direct_of, learn_model, model_from_numbers, numbers_of
+from deepwas.pleiotropy.model_of import BlocksToLocate, learn_model, model_from_numbers, numbers_of, priors_of
 from deepwas.pleiotropy.options import PleiotropyOptions
 from deepwas.pleiotropy.splitting import splits
 from deepwas.pleiotropy.structure import TraitEffects
@@ -275,7 +275,7 @@ def _compute(
         computed.know(**numbers_of(model), rounds=learned.rounds, leads=learned.leads, blurred=learned.blurred)
     else:
         model = model_from_numbers(computed.known, traits, structure)
-        direct = direct_of(traits, joint, structure).raised(model.exponents)
+        direct = priors_of(traits, joint, structure).direct(model.exponents)
     how: dict[str, Any] = {
         "slots": options.max_effects,
         "candidates": options.candidates,

@@ -16,18 +16,13 @@ that over the mean number of pairs, allowing for its prior, so that steps do not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import comb
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepwas.pleiotropy.configurations import TraitModel
-
-if TYPE_CHECKING:
-    from deepwas.pleiotropy.learning import JointBlock
 
 __all__ = ["Expected", "Sample", "Shares", "price_of_pairs", "smoothed"]
 
@@ -135,9 +130,8 @@ class Sample:
     weight: Floats
 
     @classmethod
-    def of(cls, blocks: Sequence[JointBlock], model: TraitModel) -> Sample:
-        """All variants; of too many, those with the largest priors, and of the others some, evenly spread."""
-        direct = np.concatenate([block.direct for block in blocks])
+    def of(cls, direct: Floats, model: TraitModel) -> Sample:
+        """All variants, d (n, K); of too many, those with the largest priors, and of the others some, evenly spread."""
         n, most = len(direct), max(2048, _SAMPLE // len(model.masks))
         if n <= most:
             return cls(direct, np.ones(n))

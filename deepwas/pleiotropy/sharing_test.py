@@ -14,9 +14,9 @@ background, effects as much likelier near one another as the model has it (`deep
 located as in the data. Of n draws, p = (1 + number of statistics >= the data's) /
 (1 + n): never below 1 / (1 + n).
 
-Slabs and C_n are held at their estimates in all draws, so the test is exact up to their error. Variants count in the
-one block that scores them; blocks that overlap in their flanks are drawn one by one all the same. Where T is
-uncertain every data set drawn has one of the model's draws of it, the same for all of its blocks.
+Slabs, C_n and the exponents of priors are held at their estimates in all draws, so the test is exact up to their error.
+Variants count in the one block that scores them; blocks that overlap in their flanks are drawn one by one all the same.
+Where T is uncertain every data set drawn has one of the model's draws of it, the same for all of its blocks.
 Source: Davison & Hinkley 1997, section 4.2.
 """
 
