@@ -81,6 +81,7 @@ def world(tmp_path_factory):
         error = root @ rng.normal(size=(SIZE, 3)) @ np.linalg.cholesky(CN).T
         z.append(np.sqrt(N) * R @ total[SIZE * i : SIZE * (i + 1)] + error)
     f = np.full((M, 3), 0.02 * SLAB) @ np.linalg.inv(np.eye(3) - paths()) ** 2
+    f[:, 2] *= np.exp(0.7 * np.random.default_rng(8).normal(size=M))
 
     def gwas(values, name):
         frame = variants.with_row_index("VARIANT").drop("FREQ")
@@ -221,6 +222,9 @@ def test_files_follow_their_specifications(world, found):
     assert record == found.record
     assert record["status"] == "complete"
     validate_json(record, "pleiotropy_run", "pleiotropy.json")
+    powers = record["learned"]["prior_exponent"]
+    assert powers["a"] == powers["b"] == 1.0  # their priors are the same for all variants
+    assert abs(powers["c"] - 1) > 0.01
     assert any("z-scores of variants that another trait lacks" in row["reason"] for row in record["counts"])
     assert {p.name for p in out.iterdir()} == {
         *FILES,
