@@ -281,7 +281,14 @@ def test_the_command_goes_on_to_the_same_files(world, found, monkeypatch, capsys
     assert sorted(located[2:] + located[:1]) == [SIZE * i for i in range(BLOCKS)]
     said = " ".join("".join(capsys.readouterr()).split())
     kept = f"pleiotropy.partial.h5: holds 1 of {BLOCKS} LD blocks, and what was learned, from before."
-    for text in (kept, "Noise correlation", "Effects of trait on trait", "Loci", "0.4 ± 0.01"):
+    for text in (
+        kept,
+        "not at all): a 1.00, b 1.00, c",
+        "Noise correlation",
+        "Effects of trait on trait",
+        "Loci",
+        "0.4 ± 0.01",
+    ):
         assert text in said
     for name in (*FILES, "pleiotropy.json", "pleiotropy.png", "sharing.png"):
         assert (out / name).read_bytes() == (world.folder / "out" / name).read_bytes(), name

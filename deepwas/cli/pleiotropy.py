@@ -291,6 +291,10 @@ def _show_loci(found: Pleiotropy, out: Path) -> None:
             f"a heritable factor may act on several traits, with probability {factor['probability']:.2g}: "
             f"loadings {loadings}"
         )
+    powers = learned["prior_exponent"]
+    if any(t != 1 for t in powers.values()):
+        said = ", ".join(f"{name} {t:.2f}" for name, t in powers.items())
+        say(f"effects follow the priors raised to the power (1 as they are, 0 not at all): {said}")
     excess = ", ".join(f"{n} traits {x:+.2f}" for n, x in learned["excess_log_odds"].items())
     say(f"sharing beyond independence, in log odds: {excess}")
     pairs = sorted(learned["pair_log_odds"], key=lambda x: -abs(x["log_odds"]))[:_PAIRS]
