@@ -306,5 +306,7 @@ def test_what_may_be_shared_counts_less_than_it_is_likely():
     found = _sharpened(p, several)
     np.testing.assert_array_equal(found[:, :2], p[:, :2])
     q, total = np.array([0.3, 0.99, 0.2, 0.5]), np.array([1.0, 1.0, 0.1, 1.0])
-    np.testing.assert_allclose(found[[0, 1, 2, 4], 2], total * q**2 / (q**2 + (1 - q) ** 2))
+    np.testing.assert_allclose(found[[0, 1, 2, 4], 2], total * q**1.5 / (q**1.5 + (1 - q) ** 1.5))
     assert found[3, 2] == 0.0
+    over = _sharpened(np.array([[-1e-9, 0.0, 0.9]]), several)  # rounding
+    assert over[0, 2] == pytest.approx(0.9, abs=1e-6)

@@ -13,9 +13,9 @@ How often variants act on several traits follows from what is counted (`deepwas.
 more variants of each number of traits, and `_PRIOR_COUNT` more effects on one trait alone; the shares of numbers of
 traits are shrunk with the weight of `_SMOOTH_COUNT` variants towards a geometric series of the same mean.
 What is in doubt is decided in part (between expectation-maximisation and classification EM, Celeux & Govaert 1992): a
-share q that is of several traits counts q^2 / (q^2 + (1 - q)^2), less than q below one half and more above. What the
-model leaves out, such as errors of T and of LD, makes many single effects look as if they might be shared; counted by
-q these would raise psi, and that their q once more.
+share q that is of several traits counts q^a / (q^a + (1 - q)^a), a = `_SHARPER`, less than q below one half and more
+above. What the model leaves out, such as errors of T and of LD, makes many single effects look as if they might be
+shared; counted by q these would raise psi, and that their q once more.
 
 Effects of different variants lie near one another more often than by chance where loci are what matters. The log odds
 of two effects in LD r^2 > 0.2 move to the log of their number over that by chance, `_PAIR_COUNT` added to the latter
@@ -83,6 +83,7 @@ _WORKERS = 4  # threads, at most
 _MOST_TOGETHER = 8.0
 TOGETHER = 2.0  # log odds that learning starts from
 _SETTLED = 0.03  # of the logarithm of a block's noise
+_SHARPER = 1.5
 _EXPONENT_SD = 0.5
 _MOST_EXPONENT = 2.0
 _EXPONENT_LEAP = 0.5  # a round
@@ -238,10 +239,11 @@ def exponent_score(log_prior: Floats, odds: Floats, probability: Floats, model: 
 
 
 def _sharpened(probability: Floats, several: NDArray[np.bool_]) -> Floats:
-    """(m, C + F), the probabilities, those of classes on `several` traits times q / (q^2 + (1 - q)^2), q their share of
-    the variant's: a share q of several traits becomes q^2 / (q^2 + (1 - q)^2)."""
+    """(m, C + F), the probabilities, those of classes on `several` traits times what makes their share q of the
+    variant's q^a / (q^a + (1 - q)^a)."""
     q = probability[:, several].sum(axis=1) / np.maximum(probability.sum(axis=1), 1e-30)
-    sure = q / (q**2 + (1 - q) ** 2)
+    q = np.clip(q, 0.0, 1.0)
+    sure = q ** (_SHARPER - 1) / (q**_SHARPER + (1 - q) ** _SHARPER)
     return np.where(several[None, :], probability * sure[:, None], probability)
 
 
