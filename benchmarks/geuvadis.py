@@ -254,13 +254,13 @@ def _learn(
     """Slab and psi over sets whose genes are other ones each: what is counted of the genes is pooled, so that the first
     of a set is like the second."""
     from deepwas.pleiotropy.configurations import TraitModel
-    from deepwas.pleiotropy.learning import Counts
+    from deepwas.pleiotropy.learning import Counts, all_direct
     from deepwas.pleiotropy.sharing import Sample
 
     K = problem.genes
     start = np.full(K, 0.1)
     model = TraitModel(np.full(K, float(directions)), np.eye(K), start, np.zeros((K, K)))
-    sample = Sample.of(np.concatenate([block.direct for block in blocks]), model)
+    sample = Sample.of(all_direct(blocks), model)
     model = sample.shared(model)
     for number in range(problem.rounds):
         counts = Counts.zero(model)

@@ -300,7 +300,7 @@ def test_close_pairs_by_chance_are_those_of_effects_anywhere():
     assert chance.sum() == pytest.approx(23 * 6 / 300 / 2)
 
 
-def test_what_may_be_shared_counts_less_than_it_is_likely():
+def test_what_may_be_shared_is_counted_as_decided_in_part():
     several = np.array([False, False, True])
     p = np.array([[0.5, 0.2, 0.3], [0.0, 0.01, 0.99], [0.08, 0.0, 0.02], [0.0, 0.0, 0.0], [0.25, 0.25, 0.5]])
     found = _sharpened(p, several)

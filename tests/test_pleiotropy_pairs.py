@@ -11,7 +11,7 @@ import pytest
 from deepwas.ld import LDBlock
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.growing import _grow
-from deepwas.pleiotropy.learning import TOGETHER, Counts, JointBlock, learn, least_slab, locate, panel_error
+from deepwas.pleiotropy.learning import TOGETHER, Counts, JointBlock, all_direct, learn, least_slab, locate, panel_error
 from deepwas.pleiotropy.model_of import prior_direct
 from deepwas.pleiotropy.sharing import Sample, Shares, smoothed
 from tests.dense import ld_matrix
@@ -187,8 +187,8 @@ def test_a_trait_that_shares_nothing_is_not_drawn_in(problem, third):
     assert model.pairs[0, 1] > max(model.pairs[0, 2], model.pairs[1, 2])
     # With the number of traits alone the third is drawn into more of them.
     blind = replace(model, pairs=np.zeros((3, 3)))
-    every = np.concatenate([x.direct for x in blocks])
-    blind = Sample.of(every, blind).solve(blind, Shares(np.array([0, 0, named[0, 1], named[0, 1, 2]]) / of.sum()))[0]
+    wanted = Shares(np.array([0, 0, named[0, 1], named[0, 1, 2]]) / of.sum())
+    blind = Sample.of(all_direct(blocks), blind).solve(blind, wanted)[0]
     drawn = sum(
         found.probability[:, blind.masks[:, 2] & (blind.masks.sum(axis=1) > 1)].sum()
         for _, _, found in locate(blocks, blind, **how)

@@ -60,6 +60,7 @@ from deepwas.pleiotropy.sharing import Sample, Shares, smoothed
 __all__ = [
     "Counts",
     "JointBlock",
+    "all_direct",
     "beside_background",
     "learn",
     "least_slab",
@@ -247,6 +248,12 @@ def _sharpened(probability: Floats, several: NDArray[np.bool_]) -> Floats:
     return np.where(several[None, :], probability * sure[:, None], probability)
 
 
+def all_direct(blocks: Sequence[JointBlock]) -> Floats:
+    """(n, K), d of all variants of the blocks; blocks that know it need not be read."""
+    known = getattr(blocks, "direct_variances", None)
+    return np.concatenate([block.direct for block in blocks]) if known is None else np.asarray(known())
+
+
 def least_slab(model: TraitModel) -> Floats:
     """(K,), the smallest variance of effects that can be seen: N s is `_VISIBLE` times the noise."""
     return np.asarray(_VISIBLE * np.diag(model.noise) / model.sample_size)
@@ -404,16 +411,16 @@ def learn(
     panel: float | None = None,
     shape: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    by_exponents: Callable[[Floats], tuple[Sequence[JointBlock], Floats]] | None = None,
+    by_exponents: Callable[[Floats], Sequence[JointBlock]] | None = None,
 ) -> tuple[TraitModel, int]:
     """Slab variances and psi from blocks, read anew each round; returns the model and the rounds taken.
 
     share: learn psi; else independence.  by_exponents: the blocks with priors raised to exponents (K,), which are
-    learned then, and d of all their variants; None holds them.  The rest as for `locate`.  progress: called as
-    progress(blocks done, blocks of all rounds).
+    learned then; None holds them.  The rest as for `locate`.  progress: called as progress(blocks done, blocks of all
+    rounds).
     """
     start = model.slab
-    sample = Sample.of(np.concatenate([block.direct for block in blocks]), model) if share else None
+    sample = Sample.of(all_direct(blocks), model) if share else None
     if sample is not None and not model.excess.any():
         model = sample.shared(model)
     done, total = 0, rounds * len(blocks)
@@ -421,7 +428,7 @@ def learn(
         counts = Counts.zero(model)
         each = locate(blocks, model, slots=slots, candidates=candidates, panel=panel, shape=shape)
         for block, odds, found in each:
-            counts.add(block, found, model, panel, odds)
+            counts.add(block, found, model, panel, None if by_exponents is None else odds)
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -430,9 +437,8 @@ def learn(
             exponents = counts.exponents(model)
             step = float(np.abs(exponents - model.exponents).max())
             if step > _EXPONENT_MOVES:
-                model = replace(model, exponents=exponents)
-                blocks, direct = by_exponents(exponents)
-                sample = Sample.of(direct, model) if share else None
+                model, blocks = replace(model, exponents=exponents), by_exponents(exponents)
+                sample = Sample.of(all_direct(blocks), model) if share else None
         model, change = counts.update(model, start, sample)
         change = max(change, step)
         if change < tolerance:

@@ -223,9 +223,8 @@ def learn_model(
         direct = priors.direct(exponents)
         return BlocksToLocate(joint, direct, range(len(joint)), shapes, log_prior=priors.log_prior(direct))
 
-    def some(exponents: Floats) -> tuple[BlocksToLocate, Floats]:
-        chosen = every(exponents).some(options.learn_blocks)
-        return chosen, chosen.direct_variances()
+    def some(exponents: Floats) -> BlocksToLocate:
+        return every(exponents).some(options.learn_blocks)
 
     def say(done: int, total: int) -> None:
         if progress is not None:
@@ -233,7 +232,7 @@ def learn_model(
 
     def learned(start: TraitModel, by_exponents: Any) -> tuple[TraitModel, int]:
         return learn(
-            some(start.exponents)[0],
+            some(start.exponents),
             start,
             share=options.sharing,
             rounds=options.rounds,
@@ -245,7 +244,7 @@ def learn_model(
         )
 
     if model.traits > MOST_TRAITS:
-        blocks, _ = some(model.exponents)
+        blocks = some(model.exponents)
         how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
         each = locate(blocks, model, **how)
         model = grown(_said(each, "looking for sets of traits", len(blocks), progress), model)
