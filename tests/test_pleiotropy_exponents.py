@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from deepwas.pleiotropy.configurations import TraitModel
+from deepwas.pleiotropy.joint import Traits
 from deepwas.pleiotropy.learning import Counts, exponent_score, learn, locate
-from deepwas.pleiotropy.model_of import BlocksToLocate, TraitPriors, prior_direct
+from deepwas.pleiotropy.model_of import BlocksToLocate, TraitPriors, learn_model, prior_direct
+from deepwas.pleiotropy.options import PleiotropyOptions
 from deepwas.pleiotropy.run import _of_priors
+from deepwas.tally import Tally
 
 N, SLAB, SIZE, BLOCKS, K = 1e5, 6e-4, 50, 40, 3
 M = SIZE * BLOCKS
@@ -31,15 +34,29 @@ def blocks_of(whitened, priors, exponents=None, learn=True, size=SIZE):
     """Of independent variants, of which all but two on either side are scored."""
     direct = priors.direct(np.ones(K) if exponents is None else exponents)
     number = len(direct) // size
-    rows = [slice(size * i, size * i + size) for i in range(number)]
-    joint = SimpleNamespace(
-        rows=lambda i: rows[i],
-        factor=lambda i: np.eye(size),
-        whitened=[whitened[x] for x in rows],
-        scored=lambda i: slice(2, size - 2),
-    )
     log_prior = priors.log_prior(direct) if learn else None
+    joint = Independent(whitened, size)
     return BlocksToLocate(joint, direct, range(number), [(size, size)] * number, log_prior=log_prior)
+
+
+class Independent:
+    """What is asked of `JointBlocks`, of independent variants."""
+
+    def __init__(self, whitened, size=SIZE):
+        self.size = size
+        self.whitened = whitened.reshape(-1, size, whitened.shape[1])
+
+    def __len__(self):
+        return len(self.whitened)
+
+    def rows(self, i):
+        return slice(self.size * i, self.size * (i + 1))
+
+    def factor(self, i):
+        return np.eye(self.size)
+
+    def scored(self, i):
+        return slice(2, self.size - 2)
 
 
 def test_priors_are_raised_about_their_mean_and_what_is_0_stays_0():
@@ -165,6 +182,31 @@ def test_what_is_learned_of_priors(given):
     # Without the blocks by exponent they are held.
     held, _ = learn(blocks_of(z, own, learn=False), start, rounds=1, **how)
     np.testing.assert_array_equal(held.exponents, 1.0)
+
+
+def test_a_prior_that_misleads_leaves_no_trace_in_what_is_shared():
+    """The model is that of flat priors: what was learned beside the misleading ones is learned anew."""
+    rng = np.random.default_rng(6)
+    acts = rng.random((M, K)) < MEAN / SLAB
+    acts[acts[:, 0], 1] |= rng.random(acts[:, 0].sum()) < 0.5
+    z = np.sqrt(N * SLAB) * rng.normal(size=(M, K)) * acts + rng.normal(size=(M, K))
+    # Variants that act get low priors, and together, so that those of high priors would not seem to share.
+    against = np.exp(rng.normal(size=(M, 1)) - 2 * acts)
+    found = {}
+    for name, f in (("flat", np.full((M, K), MEAN)), ("misleading", MEAN * against / against.mean(axis=0))):
+        traits = Traits(("a", "b", "c"), z, f, np.full(K, N), np.ones(M, bool), [{}] * K, Tally())
+        joint = Independent(z)
+        effects = SimpleNamespace(T=np.zeros((K, K)))
+        structure = SimpleNamespace(matrix=np.eye(K), effects=effects, draws=np.zeros((0, K, K)))
+        options = PleiotropyOptions(learn_blocks=BLOCKS, rounds=4, confounders=False, max_effects=3, candidates=24)
+        found[name] = learn_model(traits, joint, structure, [(SIZE, SIZE)] * BLOCKS, options, None)
+    flat, misleading = found["flat"].model, found["misleading"].model
+    np.testing.assert_array_equal(flat.exponents, 1.0)
+    np.testing.assert_array_equal(misleading.exponents, 0.0)
+    assert flat.pairs[0, 1] > 0.3  # there is something to learn
+    for name in ("slab", "excess", "pairs", "offsets", "background"):
+        np.testing.assert_allclose(getattr(misleading, name), getattr(flat, name), rtol=1e-4, atol=1e-6)
+    assert found["misleading"].rounds > found["flat"].rounds
 
 
 @pytest.mark.parametrize(("number", "effects"), [(40, 10), (200, 30), (1, 400), (3, 100)])

@@ -68,7 +68,9 @@ def pleiotropy(
     fdr: Annotated[float, typer.Option(help="False discovery rate of effects of trait on trait.")] = 0.05,
     threshold: Annotated[float, typer.Option(help="p-value of their instruments.")] = 5e-8,
     learn_blocks: Annotated[int, typer.Option(help="LD blocks to learn from, at most.")] = 200,
-    rounds: Annotated[int, typer.Option(help="Rounds of learning, at most; again where a factor is found.")] = 10,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds of learning, at most; again where a factor is found or a prior is far off.")
+    ] = 10,
     draws: Annotated[int, typer.Option(help="Draws of the effects of trait on trait, for their uncertainty.")] = 32,
     max_effects: Annotated[int, typer.Option(help="Effects of a block at most.")] = 10,
     coverage: Annotated[float, typer.Option(help="Of credible sets.")] = 0.95,

@@ -30,7 +30,8 @@ score of t_k is the sum over variants and classes of (posterior - prior probabil
 far as the class's odds follow it (`TraitModel.follow`); steps go by the information that known effects would have, so
 that they are short where the z-scores tell little, with a prior N(1, `_EXPONENT_SD`^2), 0 <= t <= `_MOST_EXPONENT`. At
 0 a prior says nothing, as one that misleads should; above 1 effects follow it more than it says, as they do one that
-was shrunken.
+was shrunken. Sharing that was learned beside a prior which turns out otherwise is left only slowly: one trait's effects
+may all seem to be another's. So `deepwas.pleiotropy.model_of.learn_model` starts anew from the exponents found.
 
 What located effects leave of the z-scores says how much background there is of effects that cannot be located
 (`deepwas.finemapping.background`).

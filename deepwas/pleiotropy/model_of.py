@@ -46,6 +46,7 @@ _SHARED = 0.5
 _OBSERVED = 0.8  # g^T g of leads that may show a factor: the LD store's directions hold so much of their variance
 _LEAST_OWN = 0.02  # of f: f and T are estimates, and rule out no effect of a variant's own
 _VARIES = 1e-6  # of log d
+_OTHERWISE = 0.25  # change of exponents: sharing that was learned beside such priors is learned anew
 _RANGE = 7.0  # nats that an effect variance may lie below the trait's mean, as far as networks of `fit` go by default
 
 
@@ -248,7 +249,11 @@ def learn_model(
         how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
         each = locate(blocks, model, **how)
         model = grown(_said(each, "looking for sets of traits", len(blocks), progress), model)
-    model, rounds = learned(model, some)
+    start = model
+    model, rounds = learned(start, some)
+    if options.sharing and np.abs(model.exponents - start.exponents).max() > _OTHERWISE:
+        model, more = learned(replace(start, exponents=model.exponents), some)
+        rounds += more
     leads = blurred = 0
     if options.confounders and model.traits > 2:
         blocks = every(model.exponents)
