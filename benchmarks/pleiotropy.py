@@ -92,6 +92,10 @@ def _cells(most: int, some: int, few: int) -> dict[str, Cell]:
         "mixed": Cell("mixed", most, sizes=SIZES, others=True),
         "g": Cell("g", most, sizes=SIZES),
         "h": Cell("h", some, sizes=SIZES, priors=(*PRIORS, "learned")),
+        # Annotations that tell more.
+        "h, telling": Cell(
+            "h", 3 * few, {"annotation": 2.5}, sizes=SIZES, priors=(*PRIORS[:2], "misleading", "learned")
+        ),
         # Many effects to learn from, many in one block.
         "h, 5e-3": Cell("h", few, {"polygenicity": 5e-3}, sizes=SIZES[:2], priors=("flat", "informative", *FITTED[1:])),
         "mixed, true T and C": Cell("mixed", few, sizes=SIZES, structure="true"),

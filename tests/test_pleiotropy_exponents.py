@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from deepwas.pleiotropy import model_of
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.joint import Traits
 from deepwas.pleiotropy.learning import Counts, exponent_score, learn, locate
@@ -184,8 +185,14 @@ def test_what_is_learned_of_priors(given):
     np.testing.assert_array_equal(held.exponents, 1.0)
 
 
-def test_a_prior_that_misleads_leaves_no_trace_in_what_is_shared():
-    """The model is that of flat priors: what was learned beside the misleading ones is learned anew."""
+@pytest.mark.parametrize("enumerated", [True, False])
+def test_a_prior_that_misleads_leaves_no_trace_in_what_is_shared(enumerated, monkeypatch):
+    """The model is that of flat priors: what was learned beside the misleading ones is learned anew.
+
+    enumerated: all sets of traits, or those that are found, as of many traits.
+    """
+    if not enumerated:
+        monkeypatch.setattr(model_of, "MOST_TRAITS", 2)
     rng = np.random.default_rng(6)
     acts = rng.random((M, K)) < MEAN / SLAB
     acts[acts[:, 0], 1] |= rng.random(acts[:, 0].sum()) < 0.5
@@ -204,6 +211,7 @@ def test_a_prior_that_misleads_leaves_no_trace_in_what_is_shared():
     np.testing.assert_array_equal(flat.exponents, 1.0)
     np.testing.assert_array_equal(misleading.exponents, 0.0)
     assert flat.pairs[0, 1] > 0.3  # there is something to learn
+    np.testing.assert_array_equal(misleading.sets, flat.sets)
     for name in ("slab", "excess", "pairs", "offsets", "background"):
         np.testing.assert_allclose(getattr(misleading, name), getattr(flat, name), rtol=1e-4, atol=1e-6)
     assert found["misleading"].rounds > found["flat"].rounds

@@ -227,11 +227,21 @@ def learn_model(
     def some(exponents: Floats) -> BlocksToLocate:
         return every(exponents).some(options.learn_blocks)
 
-    def say(done: int, total: int) -> None:
-        if progress is not None:
-            progress("learning sizes of effects and sharing", done, total)
+    def begun(exponents: Floats) -> TraitModel:
+        """What learning starts from."""
+        start = replace(model, exponents=exponents)
+        if model.traits <= MOST_TRAITS:
+            return start
+        blocks = some(exponents)
+        how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
+        each = locate(blocks, start, **how)
+        return grown(_said(each, "looking for sets of traits", len(blocks), progress), start)
 
-    def learned(start: TraitModel, by_exponents: Any) -> tuple[TraitModel, int]:
+    def learned(start: TraitModel, by_exponents: Any, what: str) -> tuple[TraitModel, int]:
+        def say(done: int, total: int) -> None:
+            if progress is not None:
+                progress(what, done, total)
+
         return learn(
             some(start.exponents),
             start,
@@ -244,26 +254,21 @@ def learn_model(
             by_exponents=by_exponents,
         )
 
-    if model.traits > MOST_TRAITS:
-        blocks = some(model.exponents)
-        how: dict[str, Any] = {"slots": options.max_effects, "candidates": options.candidates, "panel": panel}
-        each = locate(blocks, model, **how)
-        model = grown(_said(each, "looking for sets of traits", len(blocks), progress), model)
-    start = model
-    model, rounds = learned(start, some)
-    if options.sharing and np.abs(model.exponents - start.exponents).max() > _OTHERWISE:
-        model, more = learned(replace(start, exponents=model.exponents), some)
+    given = model.exponents
+    found, rounds = learned(begun(given), some, "learning sizes of effects and sharing")
+    if options.sharing and np.abs(found.exponents - given).max() > _OTHERWISE:
+        found, more = learned(begun(found.exponents), some, "learning them anew beside the priors' powers")
         rounds += more
     leads = blurred = 0
     if options.confounders and model.traits > 2:
-        blocks = every(model.exponents)
+        blocks = every(found.exponents)
         learned_on = set(blocks.some(options.learn_blocks).members)
-        factors, leads, blurred = _factors(blocks, learned_on, model, options, panel, progress)
-        model = _with_factors(model, factors, blocks)
-        if model.factors:
-            model, more = learned(model, None)
+        factors, leads, blurred = _factors(blocks, learned_on, found, options, panel, progress)
+        found = _with_factors(found, factors, blocks)
+        if found.factors:
+            found, more = learned(found, None, "learning them anew beside factors")
             rounds += more
-    return Learned(model, priors.direct(model.exponents), rounds, leads, blurred)
+    return Learned(found, priors.direct(found.exponents), rounds, leads, blurred)
 
 
 def _with_factors(model: TraitModel, factors: Sequence[HeritableFactor], blocks: BlocksToLocate) -> TraitModel:

@@ -22,7 +22,8 @@ class PleiotropyOptions:
     sharing: learn how many variants act on several traits; else traits are independent given their priors.
     confounders: look for heritable factors that act on several traits, and set variants acting through one apart.
     fdr: of the effects of trait on trait.  threshold: p-value of their instruments.
-    learn_blocks: LD blocks, at most, from which sizes of effects and sharing are learned.  rounds: at most.
+    learn_blocks: LD blocks, at most, from which sizes of effects and sharing are learned.  rounds: of each learning, at
+    most: sharing is learned again where a prior is far off, and where a factor is found.
     draws: of T, that carry its uncertainty.
     max_effects: of a block.  coverage: of credible sets.  purity: least |r| between two variants of a set that is not
     marked impure.  candidates: variants, each with traits, whose pairs are

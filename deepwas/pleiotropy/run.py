@@ -228,7 +228,7 @@ def _first_record(
 ) -> dict[str, Any]:
     given = {
         "format": "deepwas-pleiotropy",
-        "format_version": 5,
+        "format_version": 6,
         "deepwas_version": __version__,
         "traits": [
             {"name": name, "sample_size": float(n), **record}
