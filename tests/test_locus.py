@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -244,7 +245,11 @@ def test_a_view_holds_what_the_folder_the_runs_and_the_ld_say(world):
     np.testing.assert_allclose(view.variants["R2"].to_numpy(), world.R[rows, LEAD] ** 2, atol=1e-9)
     assert view.values("PIP", "bmi").tolist() == pytest.approx((0.9 * (np.arange(2, 13) == LEAD)).tolist())
     assert "pleiotropic" in view.title
-    assert "0.90" in view.title
+    assert "in locus 1: pleiotropic" in view.title
+    assert "P(two traits or more) 0.90" in view.title
+    likely = [float(x) for x in re.findall(r"(?:or more|one trait|factor|no effect) (\d+\.\d+)", view.subtitle)]
+    assert len(likely) == 4
+    assert sum(likely) == pytest.approx(1, abs=0.02)
     assert "unresolvable, LD block flagged: bmi=outliers+panel" in view.subtitle
     assert view.sets["SAID"].to_list() == ["1: height,bmi, shared 0.9, unresolvable, flagged"]
     own = locus_view(world.folder / "whole", world.store, variant="1:8,000", window=5000)

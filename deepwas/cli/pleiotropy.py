@@ -350,7 +350,7 @@ def _show_checks(found: Pleiotropy) -> None:
         likely = (
             ""
             if above is None
-            else f" {above:.2g} where the probability is 0.1 or more ({chance:.2g} by chance, were all true),"
+            else f" {above:.2g} where the probability is 0.1 or more (true probabilities would show {chance:.2g}),"
         )
         say(
             f"calibration in data simulated under the fitted model, {curve['true']:,} variants on two traits or more "

@@ -355,15 +355,19 @@ def _words(lead: dict[str, Any], sets: pl.DataFrame, traits: Sequence[str], kind
         lines += [f"LD block flagged: {row['FLAG']}"] if row["FLAG"] is not None else []
         return title, ", ".join(lines)
     # Of a locus of many proxies none is likely by itself, whatever the locus is.
-    shown, said = (lead, "P(two traits or more)") if row is None else (row, "its locus on two traits or more:")
+    shown = lead if row is None else row
     p = lead["P_PLEIOTROPY"] if row is None else row["P_SHARED"]
-    title = f"{place}: {shown['CLASS']} ({_SAID[shown['CLASS']]}); {said} {p:.2f}"
-    shares = (("one trait", "P_SINGLE"), ("vertical", "P_VERTICAL"), ("LD only", "P_LD_ONLY"))
-    lines = [f"the variant itself: two traits or more {lead['P_PLEIOTROPY']:.2f}"]
-    lines += [f"{said} {lead[name]:.2f}" for said, name in (*shares, ("heritable factor", "P_CONFOUNDER"))]
+    where = place if row is None else f"{place}, in locus {row['SET']}"
+    title = f"{where}: {shown['CLASS']} ({_SAID[shown['CLASS']]}); P(two traits or more) {p:.2f}"
+    several, one, factor = (lead[name] for name in ("P_PLEIOTROPY", "P_SINGLE", "P_CONFOUNDER"))
+    variant = (
+        f"The variant itself: two traits or more {several:.2f}, one trait {one:.2f} (of it vertical "
+        f"{lead['P_VERTICAL']:.2f}, LD only {lead['P_LD_ONLY']:.2f}), heritable factor {factor:.2f}, no effect "
+        f"{max(0.0, 1 - several - one - factor):.2f}"
+    )
     if row is None:
-        return title, ", ".join([*lines, "in no credible set"])
-    lines += [f"locus {row['SET']}: {row['SIZE']} variant(s)"]
+        return title, f"{variant}. In no credible set"
+    lines = [f"The locus: {row['SIZE']} variant(s)"]
     lines += [name.lower() for name in ("IMPURE", "UNRESOLVABLE") if row[name] == "true"]
     lines += [f"LD block flagged: {row['FLAG']}"] if row["FLAG"] is not None else []
-    return title, ", ".join(lines)
+    return title, f"{variant}. {', '.join(lines)}"

@@ -162,6 +162,8 @@ def _sets(axis: Axes, view: LocusView, placed: Sequence[_Placed], low: float, hi
 
 
 def _priors(axis: Axes, view: LocusView) -> None:
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+
     x = view.variants["BP"].to_numpy() / 1e6
     order = np.argsort(x, kind="stable")
     for k, trait in enumerate(view.traits):
@@ -169,6 +171,9 @@ def _priors(axis: Axes, view: LocusView) -> None:
         shown = np.where(f > 0, f, np.nan)
         axis.plot(x[order], shown[order], color=_COLOURS[k % len(_COLOURS)], lw=0.8, alpha=0.85)
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.yaxis.set_major_formatter(LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_ylabel("prior\nvariance f", fontsize=9)
 
 
