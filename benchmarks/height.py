@@ -229,6 +229,7 @@ def _share(part: int, whole: int) -> str:
 def draw(figures: dict[str, Any], path: Path) -> None:
     """For each cut: inclusion probabilities under learned priors against the flat one, and sizes of credible sets."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     cuts = figures["cuts"]
     figure = Figure(figsize=(10, 4.4 * len(cuts)), layout="constrained")
@@ -248,6 +249,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         right.set_xscale("log")
         right.set_xlabel("variants in a credible set")
         right.set_ylabel("credible sets of that size or less")
+        right.yaxis.set_major_locator(MaxNLocator(integer=True))
         right.legend(frameon=False, fontsize=8)
     figure.savefig(path, format="png", dpi=110)
 
