@@ -95,6 +95,11 @@ BENCHMARKS = (
         ("quick", "medium", "full"),
     ),
     Benchmark(
+        "structure",
+        "Are noise and effects of trait on trait found, how often are effects made up, and do their errors hold?",
+        "benchmarks.structure",
+    ),
+    Benchmark(
         "sharing",
         "Does the test of sharing reject at its level where traits are independent, and how often where they are not?",
         "benchmarks.sharing",

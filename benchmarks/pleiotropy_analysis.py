@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deepwas.pleiotropy.joint import JointBlocks, Traits
     from deepwas.pleiotropy.model_of import BlocksToLocate
 
-__all__ = ["EXACT", "Analysis", "Prepared", "Reference", "analyse", "prepare", "prior_of", "reference"]
+__all__ = ["EXACT", "Analysis", "Prepared", "Reference", "analyse", "opened", "prepare", "prior_of", "reference"]
 
 Array = NDArray[np.float64]
 Say = Callable[[str, int, int], None]
@@ -166,6 +166,11 @@ def _traits(simulated: Simulated, f: Array) -> Traits:
     return Traits(names, simulated.z, f, np.asarray(simulated.N, np.float64), observed, [{} for _ in names], Tally())
 
 
+def opened(simulated: Simulated, prior: str | Array = "flat") -> tuple[Traits, JointBlocks]:
+    """Traits as `deepwas.pleiotropy.joint` reads them, and their whitened blocks.  prior: see `prior_of`."""
+    return _traits(simulated, prior_of(simulated, prior)), _joint(simulated)
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A replicate with what all blocks share learned: everything before blocks are located for good.
@@ -205,7 +210,7 @@ def prepare(
     options = options or PleiotropyOptions()
     seconds: dict[str, float] = {}
     with _timed(seconds, "whitening"):
-        traits, joint = _traits(simulated, prior_of(simulated, prior)), _joint(simulated)
+        traits, joint = opened(simulated, prior)
     with _timed(seconds, "structure"):
         if isinstance(structure, str):
             known: dict[str, Any] = {}

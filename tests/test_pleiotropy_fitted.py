@@ -13,7 +13,9 @@ import pytest
 import deepwas
 from deepwas import FitOptions
 from deepwas.cli import main
+from deepwas.errors import InputError
 from deepwas.pleiotropy import classify
+from deepwas.pleiotropy.joint import read_traits
 from tests.fit_problem import tiny_problem
 
 NAMES = ("a", "b", "c")
@@ -137,3 +139,18 @@ def test_without_vertical_nothing_is_said_of_effects_that_were_given(runs):
     found = classify({name: folder / name for name in "ab"}, ld, options=options)
     assert not any("T was given" in note for note in found.record["notes"])
     assert set(found.pairs["PAIR_LOG_ODDS"].drop_nulls()) == {0.0}
+
+
+def test_runs_on_one_store_whose_gwas_are_of_two_builds_go_together(runs):
+    """A GWAS of another build can be matched to the store by identifiers; its positions do not matter then."""
+    folder, ld = runs
+    fits = {name: deepwas.load_fit(folder / name) for name in NAMES[:2]}
+    inputs = fits["b"].record["inputs"]
+    fits["b"].record["inputs"] = inputs | {"sumstats": inputs["sumstats"] | {"build": "GRCh38", "match": "rsid"}}
+    with deepwas.open_ld(ld) as store:
+        traits = read_traits(fits, store)
+    assert traits.names == ("a", "b")
+    assert traits.observed.sum() > 200
+    fits["b"].record["inputs"] = inputs | {"ld": inputs["ld"] | {"genome_build": "GRCh38"}}
+    with deepwas.open_ld(ld) as store, pytest.raises(InputError, match="of different genome builds: GRCh37 and GRCh38"):
+        read_traits(fits, store)

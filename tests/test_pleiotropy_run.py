@@ -317,6 +317,8 @@ def test_effects_at_flanks_are_another_blocks():
         (["x/run", "x/run"], "x/run is given twice"),
         (["a=x", "b=y", "--fdr", "2"], "--fdr is 2.0"),
         (["a=x", "b=y", "--annotations", "z"], "--annotations: only the networks read them"),
+        (["a=x", "b=y", "--network-objective", "supervised"], "--network-objective: it is for the networks"),
+        (["a=x", "b=y", "--network", "--network-objective", "all"], "--network-objective is 'all'; choose supervised"),
         (["--network", *(f"t{k}=x" for k in range(9))], "--network is for 8 traits at most; 9 are given"),
         (["a=x", "b=y", "--sumstats", "z"], "--sumstats 'z': give a trait's name"),
         (["a=x", "b=y"], "x: no such file"),
@@ -347,7 +349,7 @@ def test_traits_that_do_not_belong_together_are_refused(world):
         classify(priors, world.store, sumstats=z | {"d": z["a"]})
     for what, build, checksum in (("genome build", "GRCh38", "x"), ("LD store", "GRCh37", "y")):
         fits = {
-            name: Fit({"inputs": {"sumstats": {"build": b}, "ld": {"checksum": c}}}, pl.DataFrame(), [], [])
+            name: Fit({"inputs": {"ld": {"genome_build": b, "checksum": c}}}, pl.DataFrame(), [], [])
             for name, b, c in (("a", "GRCh37", "x"), ("b", build, checksum))
         }
         with pytest.raises(InputError, match=f"a and b are of different {what}s"):

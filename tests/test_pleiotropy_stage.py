@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from deepwas.pleiotropy import PleiotropyOptions, TraitEffects, classify
 from deepwas.pleiotropy import beside as beside_module
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.learning import JointBlock
-from deepwas.pleiotropy.network import CalibrationReport, NetworkOptions
+from deepwas.pleiotropy.network import CalibrationReport, NetworkOptions, NetworkResult
 from deepwas.pleiotropy.network.stage import first_pass
 from deepwas.posterior.progress import Computed
 from deepwas.specs import validate_json
@@ -91,7 +92,7 @@ def labelled(world):
     table.with_columns(pl.col("other").replace(1.0, None)).write_csv(world.folder / "annotations.tsv", separator="\t")
     small = NetworkOptions(folds=2, epochs=2, depth=1, width=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deepwas.pleiotropy.network.NetworkOptions", lambda seed: small)
+        patch.setattr("deepwas.pleiotropy.network.NetworkOptions", lambda **given: replace(small, **given))
         return classify(
             world.priors,
             world.store,
@@ -159,9 +160,56 @@ def test_corrections_that_are_accepted_move_the_posterior(world, monkeypatch):
     assert found.variants["P_NETWORK"].null_count() == found.variants.height
 
 
-def test_a_classification_stands_where_networks_cannot_be_trained(world, monkeypatch):
+def test_a_network_that_is_accepted_moves_the_posterior_and_labels_may_stand_alone(world, monkeypatch):
+    """Given: networks as they were asked for, whose corrections are against all sharing; no mixture can be fitted."""
+    asked = {}
+
+    def fit(features, labels, options, *, simulated, progress):
+        asked.update(labels=labels, options=options)
+        return NetworkResult(
+            correction=[np.full(b.m, -500.0, np.float32) for b in features],
+            probability=[b.posterior for b in features],
+            simulated=[b.posterior for b in simulated],
+            corrections={},
+            probabilities={},
+            accepted=True,
+            ablations={},
+            history={},
+            options=options,
+        )
+
+    def refuse(*arguments, **how):
+        raise InputError("3 variants are too few.")
+
+    monkeypatch.setattr("deepwas.pleiotropy.network.stage.fit_network", fit)
+    monkeypatch.setattr("deepwas.pleiotropy.network.stage.mixture_labels", refuse)
+    path = world.folder / "own.tsv"
+    known = {"SNP": [f"rs{world.shared[0]}", "rs0"], "CLASS": ["pleiotropic", "none"]}
+    pl.DataFrame(known).write_csv(path, separator="\t")
+    found = classify(
+        world.priors,
+        world.store,
+        sumstats=world.z,
+        labels=path,
+        options=PleiotropyOptions(network=True, network_objective="supervised", **HOW),
+        **world.given,
+    )
+    assert asked["options"].objective == found.record["options"]["network_objective"] == "supervised"
+    assert (asked["labels"].positive, asked["labels"].negative) == (1, 1)
+    assert "no mixture labels variants, own.tsv alone does: 3 variants are too few." in found.record["notes"]
+    assert found.variants["P_PLEIOTROPY"].sum() < 0.01
+    assert found.variants["P_NETWORK"][world.shared].mean() > 0.8
+    # Simulated again with the corrections, no variant is shared; P_NETWORK's figures are of before.
+    assert found.record["calibration"]["true"] == 0
+    assert "P_NETWORK" not in found.record["calibration"]
+    assert found.record["network"]["calibration"]["positive"] >= 1
+
+
+def test_a_classification_stands_without_networks_that_cannot_be_trained_and_without_hops(world, monkeypatch):
     def refuse(*arguments, **how):
         raise InputError("labels are of one kind alone.")
+
+    monkeypatch.setattr("deepwas.pleiotropy.hops.HIGHEST_CORRELATION", 0.05)
 
     monkeypatch.setattr("deepwas.pleiotropy.network.stage.fit_network", refuse)
     found = classify(
@@ -170,6 +218,9 @@ def test_a_classification_stands_where_networks_cannot_be_trained(world, monkeyp
     assert "the networks were not trained: labels are of one kind alone." in found.record["notes"]
     assert found.record["network"] is None
     assert found.variants["P_PLEIOTROPY"][world.shared].mean() > 0.8
+    note = next(note for note in found.record["notes"] if note.startswith("HOPS: columns NA."))
+    assert "a and b" in note
+    assert found.variants["HOPS_PM"].null_count() == found.variants.height
 
 
 @pytest.mark.parametrize("what", ["labels", "annotations"])

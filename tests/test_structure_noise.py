@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deepwas.errors import DataWarning, DeepwasError, InputError
-from deepwas.pleiotropy.genome import likely_noise
+from deepwas.pleiotropy.genome import likely_noise, refuse_copies
 from deepwas.pleiotropy.structure import noise_correlation, noise_correlation_from_blocks
 
 C = np.array([[1.0, 0.4, 0.0], [0.4, 1.1, -0.2], [0.0, -0.2, 0.95]])
@@ -215,3 +215,42 @@ def test_noise_is_drawn_to_one_by_its_own_error():
     drawn = likely_noise(rough)
     np.testing.assert_allclose(np.diag(drawn.matrix), 1, atol=0.1)
     assert sum("known badly" in note for note in drawn.notes) == 3
+
+
+@pytest.mark.filterwarnings("ignore::deepwas.errors.DataWarning", "ignore::deepwas.errors.ConvergenceWarning")
+def test_noise_under_what_a_trait_can_have_is_held_and_it_is_said():
+    """Whitened z-scores that vanish with the eigenvalue leave a negative intercept."""
+    rng = np.random.default_rng(0)
+    spectra = [np.sort(rng.exponential(size=40))[::-1] for _ in range(40)]
+    whitened = [np.stack([3 * lam, np.ones(40)], axis=1) * rng.normal(size=(40, 2)) for lam in spectra]
+    found = noise_correlation_from_blocks(whitened, spectra, [1e4] * 2, n_variants=1600, names=("a", "b"))
+    assert found.matrix[0, 0] == pytest.approx(0.05)
+    assert 0.7 < found.matrix[1, 1] < 1.3
+    assert [note for note in found.notes if note.startswith("a: the noise of its z-scores is estimated as -0.")]
+    assert not [note for note in found.notes if note.startswith("b: the noise")]
+    used = likely_noise(found).matrix
+    assert np.linalg.eigvalsh(used)[0] > 0
+    assert used[0, 0] > 0.05
+
+
+def test_traits_are_one_where_the_error_of_their_correlation_shows_it():
+    found = from_blocks(simulate(6), names=("a", "b", "c"))
+    refuse_copies(found)
+
+    def with_correlation(part, value, error):
+        """A correlation of a and b, known with a standard error."""
+        old = getattr(found, part)
+        matrix = old.value.copy()
+        matrix[0, 1] = matrix[1, 0] = value * np.sqrt(matrix[0, 0] * matrix[1, 1])
+        left_out = old.left_out - old.left_out.mean(axis=0)
+        left_out *= error * np.sqrt(matrix[0, 0] * matrix[1, 1]) / old.standard_error[0, 1]
+        return replace(found, **{part: type(old)(matrix, matrix + left_out)})
+
+    with pytest.raises(InputError, match=r"a and b have the same noise \(-0\.995 ± 0\.010\): keep one"):
+        refuse_copies(with_correlation("intercepts", -0.995, 0.01))
+    refuse_copies(with_correlation("intercepts", 1.2, 0.3))  # mended to 1 nearly, but it may be anything
+    scaled = replace(found, genetic_correlation=type(found.intercepts)(np.eye(3), found.genetic_correlation.left_out))
+    found = scaled  # its diagonal is 1, as that of noise nearly is
+    with pytest.raises(InputError, match=r"a and b are the same trait genetically: .* 0\.990 ± 0\.020"):
+        refuse_copies(with_correlation("genetic_correlation", 0.99, 0.02))
+    refuse_copies(with_correlation("genetic_correlation", 0.99, 0.2))

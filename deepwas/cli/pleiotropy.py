@@ -82,6 +82,12 @@ def pleiotropy(
     network: Annotated[
         bool, typer.Option("--network", help="Train the semi-supervised networks; takes about twice as long.")
     ] = False,
+    network_objective: Annotated[
+        str,
+        typer.Option(
+            help="With --network: use those trained supervised (labels alone), generative (no label) or with both."
+        ),
+    ] = "both",
     labels: Annotated[
         Path | None,
         typer.Option(help="With --network: table of variants and their CLASS, to learn from.", show_default=False),
@@ -141,6 +147,7 @@ def pleiotropy(
             more_candidates=more_candidates,
             missing_prior=cast("MissingPrior", missing_prior),
             network=network,
+            network_objective=network_objective,
             calibration_blocks=calibration_blocks,
             bootstrap=bootstrap,
             hops_permutations=hops_permutations,
@@ -151,6 +158,8 @@ def pleiotropy(
     for flag, given_too in (("--labels", labels), ("--annotations", annotations)):
         if given_too and not network:
             raise InputError(f"{flag}: only the networks read them. Give --network, too.")
+    if network_objective != PleiotropyOptions.network_objective and not network:
+        raise InputError("--network-objective: it is for the networks. Give --network, too.")
     if network and len(given) > MOST_TRAITS:
         raise InputError(f"--network is for {MOST_TRAITS} traits at most; {len(given)} are given. Leave it out.")
     for name in z:

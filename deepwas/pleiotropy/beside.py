@@ -128,18 +128,19 @@ def beside_of(
             **how,
         )
         try:
-            trained, used = network_of(
+            trained, used, told = network_of(
                 features,
                 model,
                 report,
                 store.n_variants,
                 labels=labels,
-                options=NetworkOptions(seed=options.seed),
+                options=NetworkOptions(seed=options.seed, objective=options.network_objective),
                 progress=say,
             )
         except InputError as nothing:  # too few labels or blocks: the posterior stands without networks
             notes.append(f"the networks were not trained: {nothing}")
         else:
+            notes += told
             score = by_row(trained.probability, features, store.n_variants)
             report = report.with_network(trained.simulated)
             known = report.as_dict()["P_NETWORK"]

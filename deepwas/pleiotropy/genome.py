@@ -19,14 +19,14 @@ from deepwas.pleiotropy.structure import NoiseCorrelation, TraitEffects, noise_c
 from deepwas.pleiotropy.structure.noise import positive_definite
 from deepwas.tables import numeric_column, read_delimited
 
-__all__ = ["Structure", "likely_noise", "read_noise", "read_trait_effects", "structure_of"]
+__all__ = ["Structure", "likely_noise", "read_noise", "read_trait_effects", "refuse_copies", "structure_of"]
 
 Floats = NDArray[np.float64]
 PathLike = str | os.PathLike[str]
 Say = Callable[[str, int, int], None]
 
 _SAME = 0.98  # genetic correlation above which, known well, two traits are one
-_WELL = 0.05
+_WELL = 0.05  # standard error of a correlation that is known well
 _BELOW, _ABOVE, _OVERLAP = 0.05, 0.5, 0.3  # standard deviations of noise
 _TOLD = 0.1
 _OF_EDGES = ("T", "SE", "ESTIMATE", "ESTIMATE_SE", "PROBABILITY")  # columns of numbers
@@ -73,7 +73,7 @@ def structure_of(
         found = noise_correlation_from_blocks(
             joint.whitened, joint.row_squares, traits.sample_size, n_variants=float(inside.sum()), names=names
         )
-        _refuse_copies(found)
+        refuse_copies(found)
         found = likely_noise(found)
         matrix = found.matrix
     else:
@@ -145,12 +145,16 @@ def _effects(
     )
 
 
-def _refuse_copies(found: NoiseCorrelation) -> None:
+def refuse_copies(found: NoiseCorrelation) -> None:
+    """Two traits are one if their noise or their effects correlate at 1, which the estimate's own error has to show."""
     rg, error = found.genetic_correlation.value, found.genetic_correlation.standard_error
+    noise, noise_error = found.intercepts.value, found.standard_error
     for j, k in combinations(range(len(found.names)), 2):
         a, b = found.names[j], found.names[k]
-        if abs(found.correlation[j, k]) > 0.99:
-            raise InputError(f"{a} and {b} have the same noise ({found.correlation[j, k]:.3f}): keep one of the two.")
+        own = np.sqrt(noise[j, j] * noise[k, k])
+        shared, about = noise[j, k] / own, noise_error[j, k] / own
+        if abs(shared) > 0.99 and about < _WELL:
+            raise InputError(f"{a} and {b} have the same noise ({shared:.3f} ± {about:.3f}): keep one of the two.")
         if abs(rg[j, k]) > _SAME and error[j, k] < _WELL:
             raise InputError(
                 f"{a} and {b} are the same trait genetically: their genetic correlation is {rg[j, k]:.3f} ± "

@@ -155,14 +155,14 @@ def _opened(one: Any) -> Any:
 
 
 def _same_store(opened: Mapping[str, Any]) -> None:
-    """Runs must be of one LD store and one genome build, said by their names."""
+    """Runs must be of one LD store, and so of its genome build; a GWAS of another may have been matched by name."""
     runs = {name: fit.record["inputs"] for name, fit in opened.items() if isinstance(fit, Fit)}
     if not runs:
         return
     (first, known), *others = runs.items()
     for name, one in others:
         for what, a, b in (
-            ("genome build", known["sumstats"]["build"], one["sumstats"]["build"]),
+            ("genome build", known["ld"]["genome_build"], one["ld"]["genome_build"]),
             ("LD store", known["ld"]["checksum"][:12], one["ld"]["checksum"][:12]),
         ):
             if a != b and None not in (a, b):

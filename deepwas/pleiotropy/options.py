@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from deepwas.errors import InputError
+from deepwas.pleiotropy.network.options import OBJECTIVES
 from deepwas.posterior.options import MissingPrior
 
 __all__ = ["MOST_AT_ONCE", "MOST_TRAITS", "PleiotropyOptions"]
@@ -29,6 +30,8 @@ class PleiotropyOptions:
     marked impure.  candidates: variants, each with traits, whose pairs are
     weighed exactly.  more_candidates: where one effect on several traits stands against two.
     network: train the semi-supervised networks (`deepwas.pleiotropy.network`); blocks are then gone through twice.
+    network_objective: 'supervised' (labels alone), 'generative' (without labels) or 'both', whose networks are used;
+    all three are trained and reported.
     calibration_blocks: LD blocks, at most, on which data are simulated under the fitted model and classified, to see
     whether probabilities mean what they say; 0 for none.
     bootstrap: draws of the test that variants are shared beyond chance, on the learning blocks; 0 for no test.
@@ -50,6 +53,7 @@ class PleiotropyOptions:
     candidates: int = 96
     more_candidates: int = 384
     network: bool = False
+    network_objective: str = "both"
     calibration_blocks: int = 30
     bootstrap: int = 0
     missing_prior: MissingPrior = "refuse"
@@ -65,6 +69,8 @@ class PleiotropyOptions:
                 raise InputError(f"{name} is {getattr(self, name)}; at least {value} is needed.")
         if self.missing_prior not in get_args(MissingPrior):
             raise InputError(f"missing_prior is {self.missing_prior!r}; it is refuse or zero.")
+        if self.network_objective not in OBJECTIVES:
+            raise InputError(f"network_objective is {self.network_objective!r}; choose {', '.join(OBJECTIVES)}.")
         if not 0 <= self.purity <= 1:
             raise InputError(f"purity is {self.purity}; it is a correlation, 0 to 1.")
         for name in ("fdr", "threshold", "coverage"):

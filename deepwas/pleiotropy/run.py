@@ -35,7 +35,7 @@ from deepwas.pleiotropy.calls import (
 )
 from deepwas.pleiotropy.configurations import MOST_TRAITS, TraitModel
 from deepwas.pleiotropy.genome import Structure, read_noise, read_trait_effects, structure_of
-from deepwas.pleiotropy.hops import HIGHEST_CORRELATION, HOPSScores, hops_scores
+from deepwas.pleiotropy.hops import HOPSScores, hops_scores
 from deepwas.pleiotropy.joint import JointBlocks, Traits, named, open_joint, read_traits
 from deepwas.pleiotropy.ld_fit import fit_columns, fit_figures, fit_of_ld
 from deepwas.pleiotropy.learning import locate
@@ -228,7 +228,7 @@ def _first_record(
 ) -> dict[str, Any]:
     given = {
         "format": "deepwas-pleiotropy",
-        "format_version": 6,
+        "format_version": 7,
         "deepwas_version": __version__,
         "traits": [
             {"name": name, "sample_size": float(n), **record}
@@ -418,10 +418,6 @@ def _hops(
     usable = np.isfinite(scores).sum() >= 3 and np.nanmax(scores) > np.nanmin(scores)
     if not usable:
         notes.append("HOPS: the LD store has no LD scores, so there is no LD correction.")
-    correlation = np.corrcoef(z, rowvar=False)
-    if np.abs(correlation[np.triu_indices(len(correlation), 1)]).max() > HIGHEST_CORRELATION:
-        notes.append(f"HOPS is not defined where z-scores of traits correlate above {HIGHEST_CORRELATION}: columns NA.")
-        return None, rows
     try:
         found = hops_scores(
             z,

@@ -185,7 +185,7 @@ def _refuse_mixed_builds(
     if not _available(frame, "position"):
         return
     remedy = (
-        "Match by identifier with --match rsid, lift the GWAS over to the build of the LD store, "
+        "Match by identifier with `deepwas sumstats --match rsid`, lift the GWAS over to the build of the LD store, "
         "or take an LD store of the build of the GWAS."
     )
     sides = f"GWAS: {sumstats.build or 'not given'}; LD store: {genome_build or 'not given'}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepwas.errors import InputError
 from deepwas.pleiotropy.configurations import TraitModel
 from deepwas.pleiotropy.learning import JointBlock, locate
 from deepwas.pleiotropy.network.calibration import CalibrationReport
@@ -52,16 +53,24 @@ def network_of(
     labels: Labels | None = None,
     options: NetworkOptions | None = None,
     progress: Say | None = None,
-) -> tuple[NetworkResult, Labels]:
-    """Networks trained on labels given, and on those of a mixture where these are silent.
+) -> tuple[NetworkResult, Labels, list[str]]:
+    """Networks trained on labels given, and on those of a mixture where these are silent; the labels; and notes.
 
-    features: of the first pass.  report: simulated under the fitted model.  variants: of the LD store.
+    features: of the first pass.  report: simulated under the fitted model.  variants: of the LD store.  Labels that are
+    given are used alone, with a note, where there are too few variants for a mixture.
     """
     options = options or NetworkOptions()
     told = None if progress is None else partial(progress, "fitting the mixture that labels variants")
-    mixture, _ = mixture_labels(features, model, variants, seed=options.seed, progress=told)
-    own = mixture if labels is None else labels.filled(mixture)
-    return fit_network(features, own, options, simulated=report.blocks, progress=progress), own
+    notes = []
+    try:
+        mixture, _ = mixture_labels(features, model, variants, seed=options.seed, progress=told)
+        own = mixture if labels is None else labels.filled(mixture)
+    except InputError as few:
+        if labels is None:
+            raise
+        own = labels
+        notes.append(f"no mixture labels variants, {labels.source} alone does: {few}")
+    return fit_network(features, own, options, simulated=report.blocks, progress=progress), own, notes
 
 
 def by_row(values: Iterable[NDArray[np.floating]], features: Sequence[BlockFeatures], variants: int) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,6 +58,8 @@ def noise_correlation_from_blocks(
     eigenvalues: one (k,) a block, sum_j G_ij^2 (`LDBlock.eigenvalues` without flanks).
     sample_size: (K,), people.  n_variants: candidate variants in all, so that rho_kk is the heritability.
     groups: as in `noise_correlation`.  Warns (ConvergenceWarning) if scoring has not converged.
+
+    Noise under 0.05 of its trait's z-scores, as few blocks may ask for, is held there, with a note.
     """
     if len(whitened) != len(eigenvalues) or len(whitened) < 3:
         raise InputError(f"{len(whitened)} whitened blocks and {len(eigenvalues)} sets of eigenvalues; 3 are needed.")
@@ -75,15 +78,15 @@ def noise_correlation_from_blocks(
     if not 0 < n_variants < np.inf:
         raise InputError(f"n_variants is {n_variants}; it is the number of candidate variants of all blocks.")
     y, lam = np.concatenate(parts), np.concatenate(spectra)
-    own = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    group, count = jackknife_groups(own, len(y), groups)
+    block = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    group, count = jackknife_groups(block, len(y), groups)
     # Means over the lower and upper half of the spectrum start the scoring; blocks are left out in the last step alone.
     noise = np.diag(np.maximum((y[lam <= np.median(lam)] ** 2).mean(axis=0), 0.1))
     genetic = np.diag(np.maximum(((y**2).mean(axis=0) - np.diag(noise)) / lam.mean(), 1e-6))
     quiet = np.ones(len(y), bool)
     for step in range(_MOST_STEPS):
         if step == _TRIM_AFTER:
-            quiet = _quiet(y, lam, noise, genetic, own)
+            quiet = _quiet(y, lam, noise, genetic, block)
         sums = _score(y, lam, noise, genetic, group, count, quiet)
         new_noise, new_genetic = sums[0][-1].copy(), sums[1][-1]
         unit = np.sqrt(np.diag(noise))
@@ -99,7 +102,16 @@ def noise_correlation_from_blocks(
             f"scoring stopped after {_MOST_STEPS} steps; last change {change:.2g}.", ConvergenceWarning, stacklevel=2
         )
     scale = n_variants / np.sqrt(np.outer(size, size))
-    return summarised_noise(labels, sums[0], sums[1] * scale, Tally())
+    own = np.diagonal(sums[0][-1]).copy()
+    np.fill_diagonal(sums[0][-1], np.maximum(own, _LEAST_NOISE))
+    found = summarised_noise(labels, sums[0], sums[1] * scale, Tally())
+    held = [
+        f"{name}: the noise of its z-scores is estimated as {value:.2f}; {_LEAST_NOISE:g} is taken. There are few LD "
+        "blocks, or N is too large, or z-scores are over-corrected."
+        for name, value in zip(labels, own, strict=True)
+        if value < _LEAST_NOISE
+    ]
+    return replace(found, notes=(*found.notes, *held))
 
 
 def _score(
