@@ -90,7 +90,7 @@ def _cells(most: int, some: int, few: int) -> dict[str, Cell]:
     h2 = EFFECT * 45
     return {
         "mixed": Cell("mixed", most, sizes=SIZES, others=True),
-        "mixed, 8 traits": Cell("mixed", 2 * some, {"traits": 8}, sizes=SIZES),
+        "mixed, 8 traits": Cell("mixed", 6 * few, {"traits": 8}, sizes=SIZES),
         "g": Cell("g", most, sizes=SIZES),
         "h": Cell("h", some, sizes=SIZES, priors=(*PRIORS, "learned")),
         # Annotations that tell more.
