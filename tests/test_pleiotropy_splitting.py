@@ -235,6 +235,22 @@ def test_what_goes_through_a_factor_is_not_weighed():
     assert np.isnan(split(one, effects, used)).all()
 
 
+@pytest.mark.parametrize(("shared", "weighed"), [(0.3, True), (0.1, False)])
+def test_all_is_weighed_that_can_be_called_shared(shared, weighed):
+    """Among many sure loci one is called at a mean local false discovery rate of 5% that is likelier not shared."""
+    used = model()
+    one = block(with_proxy(ld(0.8)), {LEAD: np.array([20.0, 20.0, 0.0])})
+    effects = found(one, used)
+    several = used.masks.sum(axis=1) >= 2
+    of_set = np.where(several, effects.of_sets[0] * shared / effects.of_sets[0][several].sum(), 0.0)
+    of_set[0] = (1 - shared) * effects.sets[0].effect
+    of_set[several] *= effects.sets[0].effect
+    effects = replace(effects, of_sets=of_set[None, :])
+    assert not several[0]
+    (got,) = split(one, effects, used)
+    assert got == pytest.approx(0.5, abs=0.01) if weighed else np.isnan(got)
+
+
 def test_a_locus_keeps_it_and_says_that_it_is_unresolvable():
     used = model()
     one = block(with_proxy(ld(0.8)), {LEAD: np.array([20.0, 20.0, 0.0]), 25: np.array([0.0, 0.0, 15.0])})
@@ -248,5 +264,6 @@ def test_a_locus_keeps_it_and_says_that_it_is_unresolvable():
     assert single.split is None
     assert max(pair.nearest, single.nearest) < 0.8
     assert (pair.unresolvable, single.unresolvable) == (True, False)
-    assert not replace(pair, split=Split(0.2, 0, (100, 101))).unresolvable
+    assert replace(pair, split=Split(0.2, 0, (100, 101))).unresolvable
+    assert not replace(pair, split=Split(0.05, 0, (100, 101))).unresolvable
     assert replace(single, nearest=0.9).unresolvable

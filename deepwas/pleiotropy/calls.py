@@ -32,7 +32,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-_UNRESOLVABLE = 0.25  # of P(split): the z-scores do not hold one effect for three times as likely as two
+_UNRESOLVABLE = 0.1  # of P(split): the z-scores do not hold one effect for nine times as likely as two
 KEPT = "ld_kept"  # of the values of a block's variants: what `ld_kept` gives
 CLASSES = ("none", "pleiotropic", "vertical", "ld_only", "single", "confounder")
 _SHARES = ("pleiotropy", "single", "vertical", "confounder", "apart")
