@@ -48,13 +48,13 @@ class Cell:
 
 
 CELLS = (
-    Cell("all kinds of effects", "mixed", FEW, 3, 60),
-    Cell("all kinds of effects", "mixed", MANY, 3, 60),
-    Cell("single variants and paths", "d", FEW, 3, 30),
-    Cell("single variants", "b", FEW, 0, 30),
-    Cell("half act on two to six traits", "c", FEW, 0, 30),
-    Cell("half through a factor of three traits", "e", FEW, 0, 30),
-    Cell("half through a factor of three traits", "e", MANY, 0, 30),
+    Cell("all kinds of effects", "mixed", FEW, 3, 20),
+    Cell("all kinds of effects", "mixed", MANY, 3, 20),
+    Cell("single variants and paths", "d", FEW, 3, 12),
+    Cell("single variants", "b", FEW, 0, 12),
+    Cell("half act on two to six traits", "c", FEW, 0, 12),
+    Cell("half through a factor of three traits", "e", FEW, 0, 10),
+    Cell("half through a factor of three traits", "e", MANY, 0, 10),
 )
 
 
