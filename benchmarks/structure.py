@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.pleiotropy_genome import Genome, simulate_genome
 from benchmarks.pleiotropy_simulate import simulate
 from benchmarks.rates import rate, said
+from deepwas.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,7 +106,7 @@ def measure(quick: bool, progress: Progress) -> dict[str, Any]:
 
 
 def _replicate(problem: Problem, cell: Cell, genome: Genome, seed: int) -> dict[str, Any]:
-    """Edges, true or selected, with their estimates; noise in its standard errors."""
+    """Edges, true or selected, with their estimates; noise in its standard errors; or why deepwas refuses."""
     from benchmarks.pleiotropy_analysis import opened
     from deepwas.pleiotropy import PleiotropyOptions
     from deepwas.pleiotropy.genome import structure_of
@@ -124,7 +125,10 @@ def _replicate(problem: Problem, cell: Cell, genome: Genome, seed: int) -> dict[
     traits, joint = opened(simulated)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the user of one data set is warned; here figures say it
-        found = structure_of(traits, joint, PleiotropyOptions(seed=seed))
+        try:
+            found = structure_of(traits, joint, PleiotropyOptions(seed=seed))
+        except InputError as error:
+            return {"refused": str(error)}
     effects, T = found.effects, simulated.T
     edges = [
         {
@@ -149,6 +153,10 @@ def _replicate(problem: Problem, cell: Cell, genome: Genome, seed: int) -> dict[
 
 
 def _summary(each: list[dict[str, Any]]) -> dict[str, Any]:
+    refused = [x["refused"] for x in each if "refused" in x]
+    each = [x for x in each if "refused" not in x]
+    if not each:
+        raise InputError(f"every data set is refused, the first with: {refused[0]}")
     edges = [edge for x in each for edge in x["edges"]]
     true = [edge for edge in edges if edge["true"]]
     selected = [edge for edge in edges if edge["estimate"]]
@@ -179,6 +187,7 @@ def _summary(each: list[dict[str, Any]]) -> dict[str, Any]:
         "noise_mean_square": float(np.mean(noise**2)),
         "noise_covered": _rate(int((np.abs(noise) < _WITHIN).sum()), len(noise)),
         "noise_used_off": float(np.mean([x["noise_used_off"] for x in each])),
+        "refused": refused,
         "edges": edges,
     }
 
@@ -198,7 +207,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
     settings = figures["settings"]
     size = f"{settings['traits']} traits, N = {settings['sample_size']:,.0f}, {settings['regions']} LD blocks"
     edges = Table(title=f"Effects of trait on trait; {size}", title_justify="left")
-    for heading in ("effects", "replicates"):
+    for heading in ("effects", "replicates (refused)"):
         edges.add_column(heading)
     for heading in (
         "instruments",
@@ -213,7 +222,7 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         square = own["mean_square"]
         edges.add_row(
             own["what"],
-            str(own["replicates"]),
+            f"{own['replicates']} ({len(own['refused'])})",
             f"{own['instruments']:.0f}",
             *(_said(x) for x in own["by_strength"]),
             _said(own["made_up"]),

@@ -67,7 +67,8 @@ def test_edges_are_counted_by_strength_and_probability():
             "noise_used_off": 0.3,
         },
     ]
-    found = structure._summary(each)
+    found = structure._summary([*each, {"refused": "one trait twice"}])
+    assert found["refused"] == ["one trait twice"]
     assert found["instruments"] == 25
     assert [(x["hits"], x["runs"], x["unresolved"]) for x in found["by_strength"]] == [(0, 1, 0), (1, 1, 0), (1, 2, 1)]
     assert (found["made_up"]["hits"], found["made_up"]["runs"]) == (1, 3)

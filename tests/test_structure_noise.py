@@ -251,6 +251,6 @@ def test_traits_are_one_where_the_error_of_their_correlation_shows_it():
     refuse_copies(with_correlation("intercepts", 1.2, 0.3))  # mended to 1 nearly, but it may be anything
     scaled = replace(found, genetic_correlation=type(found.intercepts)(np.eye(3), found.genetic_correlation.left_out))
     found = scaled  # its diagonal is 1, as that of noise nearly is
-    with pytest.raises(InputError, match=r"a and b are the same trait genetically: .* 0\.990 ± 0\.020"):
-        refuse_copies(with_correlation("genetic_correlation", 0.99, 0.02))
-    refuse_copies(with_correlation("genetic_correlation", 0.99, 0.2))
+    with pytest.raises(InputError, match=r"a and b are the same trait genetically: .* 0\.990 ± 0\.015"):
+        refuse_copies(with_correlation("genetic_correlation", 0.99, 0.015))
+    refuse_copies(with_correlation("genetic_correlation", 0.99, 0.03))

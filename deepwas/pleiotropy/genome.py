@@ -25,8 +25,8 @@ Floats = NDArray[np.float64]
 PathLike = str | os.PathLike[str]
 Say = Callable[[str, int, int], None]
 
-_SAME = 0.98  # genetic correlation above which, known well, two traits are one
-_WELL = 0.05  # standard error of a correlation that is known well
+_SAME, _KNOWN = 0.98, 0.02  # genetic correlation above which two traits are one, and the standard error it has to have
+_SAME_NOISE, _KNOWN_NOISE = 0.99, 0.05  # the same of noise
 _BELOW, _ABOVE, _OVERLAP = 0.05, 0.5, 0.3  # standard deviations of noise
 _TOLD = 0.1
 _OF_EDGES = ("T", "SE", "ESTIMATE", "ESTIMATE_SE", "PROBABILITY")  # columns of numbers
@@ -153,9 +153,9 @@ def refuse_copies(found: NoiseCorrelation) -> None:
         a, b = found.names[j], found.names[k]
         own = np.sqrt(noise[j, j] * noise[k, k])
         shared, about = noise[j, k] / own, noise_error[j, k] / own
-        if abs(shared) > 0.99 and about < _WELL:
+        if abs(shared) > _SAME_NOISE and about < _KNOWN_NOISE:
             raise InputError(f"{a} and {b} have the same noise ({shared:.3f} ± {about:.3f}): keep one of the two.")
-        if abs(rg[j, k]) > _SAME and error[j, k] < _WELL:
+        if abs(rg[j, k]) > _SAME and error[j, k] < _KNOWN:
             raise InputError(
                 f"{a} and {b} are the same trait genetically: their genetic correlation is {rg[j, k]:.3f} ± "
                 f"{error[j, k]:.3f}. Keep one of the two."
