@@ -66,7 +66,7 @@ class Problem:
     rounds: int = 5
     simulated: int = 60
     epochs: int = 25
-    replicates: int = 20
+    replicates: int = 3  # of ten minutes each
     seed: int = 1
 
 

@@ -263,7 +263,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
     """Left: estimates of selected edges against the truth. Right: how many edges are there, by probability."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = ("#c8442b", "#2b6cb0", "#6b7a3a", "#8b5fbf", "#b7a36b", "#3b4252", "#e0a090")
     left.plot([-0.6, 0.6], [-0.6, 0.6], color="#3b4252", lw=0.8, ls=":")
@@ -276,7 +276,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         left.scatter(true, estimate, s=14, color=colour, alpha=0.7, lw=0, label=label)
     left.set_xlabel("true effect of trait on trait (0: made up)")
     left.set_ylabel("estimate, where selected")
-    left.legend(frameon=False, fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     found = [own for _, _, own in _by_probability(figures)]
     share, stated = (np.array([own[name] for own in found]) for name in ("share", "stated"))
     spread = [share - [own["low"] for own in found], [own["high"] for own in found] - share]

@@ -31,7 +31,7 @@ M, K = 24, 3
 N = np.array([1e5, 2e5, 5e4])
 NOISE = np.array([[1.0, 0.2, 0.0], [0.2, 1.1, 0.1], [0.0, 0.1, 1.0]])
 T = np.array([[0.0, 0.4, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-SMALL = NetworkOptions(width=4, depth=1, folds=2, epochs=12, learning_rate=0.01, batch=256)
+SMALL = NetworkOptions(width=4, depth=1, folds=2, epochs=12, learning_rate=0.01, batch=256, objective="both")
 
 
 @pytest.fixture(scope="module")

@@ -317,7 +317,7 @@ def test_effects_at_flanks_are_another_blocks():
         (["x/run", "x/run"], "x/run is given twice"),
         (["a=x", "b=y", "--fdr", "2"], "--fdr is 2.0"),
         (["a=x", "b=y", "--annotations", "z"], "--annotations: only the networks read them"),
-        (["a=x", "b=y", "--network-objective", "supervised"], "--network-objective: it is for the networks"),
+        (["a=x", "b=y", "--network-objective", "both"], "--network-objective: it is for the networks"),
         (["a=x", "b=y", "--network", "--network-objective", "all"], "--network-objective is 'all'; choose supervised"),
         (["--network", *(f"t{k}=x" for k in range(9))], "--network is for 8 traits at most; 9 are given"),
         (["a=x", "b=y", "--sumstats", "z"], "--sumstats 'z': give a trait's name"),

@@ -191,10 +191,10 @@ def test_a_network_that_is_accepted_moves_the_posterior_and_labels_may_stand_alo
         world.store,
         sumstats=world.z,
         labels=path,
-        options=PleiotropyOptions(network=True, network_objective="supervised", **HOW),
+        options=PleiotropyOptions(network=True, network_objective="generative", **HOW),
         **world.given,
     )
-    assert asked["options"].objective == found.record["options"]["network_objective"] == "supervised"
+    assert asked["options"].objective == found.record["options"]["network_objective"] == "generative"
     assert (asked["labels"].positive, asked["labels"].negative) == (1, 1)
     assert "no mixture labels variants, own.tsv alone does: 3 variants are too few." in found.record["notes"]
     assert found.variants["P_PLEIOTROPY"].sum() < 0.01

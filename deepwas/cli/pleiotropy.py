@@ -87,7 +87,7 @@ def pleiotropy(
         typer.Option(
             help="With --network: use those trained supervised (labels alone), generative (no label) or with both."
         ),
-    ] = "both",
+    ] = "supervised",
     labels: Annotated[
         Path | None,
         typer.Option(help="With --network: table of variants and their CLASS, to learn from.", show_default=False),

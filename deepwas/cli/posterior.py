@@ -84,13 +84,6 @@ def posterior(
         float | None,
         typer.Option(help="With --finemap: least |r| in sets not marked impure. [default: 0.5]", show_default=False),
     ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            help="With --finemap: LD blocks worked on at once; more, 16 say, are for GPUs. [default: 1]",
-            show_default=False,
-        ),
-    ] = None,
 ) -> None:
     """Posterior effects of variants under a learned prior, given the z-scores.
 
@@ -127,7 +120,7 @@ def posterior(
             frequencies=cast(Frequencies, frequencies),
         )
     mapping = _finemap_options(
-        finemap, {"slab": slab, "max_effects": max_effects, "coverage": coverage, "purity": purity, "batch": batch}
+        finemap, {"slab": slab, "max_effects": max_effects, "coverage": coverage, "purity": purity}
     )
     require_file(ld, "an LD store")
     given: Any = run

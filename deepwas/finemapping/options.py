@@ -22,7 +22,6 @@ class FineMapOptions:
     candidates: variants of a group of effects whose pairs are weighed exactly.
     background: allow for effects that cannot be located one by one, where z-scores show them: strong ones are located
         with less confidence among many others.
-    batch: LD blocks worked on at once, padded to one shape; results differ in their last digits alone.
     """
 
     slab: float | None = None
@@ -31,12 +30,11 @@ class FineMapOptions:
     purity: float = 0.5
     candidates: int = 64
     background: bool = True
-    batch: int = 1
 
     def __post_init__(self) -> None:
         if self.slab is not None and not 0 < self.slab < math.inf:
             raise InputError(f"slab is {self.slab}; it must be positive and finite.")
-        for name, least in (("max_effects", 1), ("candidates", 2), ("batch", 1)):
+        for name, least in (("max_effects", 1), ("candidates", 2)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; at least {least} is needed.")
         if not 0 < self.coverage < 1:

@@ -53,7 +53,7 @@ class PleiotropyOptions:
     candidates: int = 96
     more_candidates: int = 384
     network: bool = False
-    network_objective: str = "both"
+    network_objective: str = "supervised"
     calibration_blocks: int = 30
     bootstrap: int = 0
     missing_prior: MissingPrior = "refuse"

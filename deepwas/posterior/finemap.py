@@ -74,7 +74,6 @@ def finemap_source(
             noise=source.noise,
             panel=store.n_samples,
             options=options,
-            batch=options.batch,
             progress=lambda done, total: say("learning the size of effects", done, total),
         )
         computed.know(slab=slab, rounds=rounds)
@@ -86,7 +85,6 @@ def finemap_source(
         noise=source.noise,
         panel=store.n_samples,
         options=options,
-        batch=options.batch,
         skip=computed.done.copy(),
         progress=lambda done, total: say("fine-mapping LD blocks", done, total),
     ):

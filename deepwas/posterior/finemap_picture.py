@@ -113,8 +113,9 @@ def _locus(top: Any, bottom: Any, found: FineMap, locus: Locus, first: bool) -> 
     prior.tick_params(labelsize=6, colors=_PRIOR)
     others = found.sets.filter(pl.col("BLOCK") == row["BLOCK"]).height - 1
     said = f"{row['LEAD']}: {row['SIZE']} variant(s), purity {row['PURITY']:.2f}"
-    said += f"; {others} more set(s) here" if others else ""
-    said += "" if row["FLAG"] is None else "; LD flagged"
+    more = [f"{others} more set(s) here"] if others else []
+    more += [] if row["FLAG"] is None else ["LD flagged"]
+    said += "\n" + "; ".join(more)  # beside other panels two lines have room that one has not
     top.set_title(said, fontsize=8, loc="left", color=_INK)
     for axis in (top, bottom):
         axis.tick_params(labelsize=7)

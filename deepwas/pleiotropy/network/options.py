@@ -29,7 +29,7 @@ class NetworkOptions:
     batch: variants at once.  seed: of everything random.
     """
 
-    objective: str = "both"
+    objective: str = "supervised"
     width: int = 8
     depth: int | None = None
     bound: float = 4.0
