@@ -106,7 +106,7 @@ def noise_correlation_from_blocks(
     np.fill_diagonal(sums[0][-1], np.maximum(own, _LEAST_NOISE))
     found = summarised_noise(labels, sums[0], sums[1] * scale, Tally())
     held = [
-        f"{name}: the noise of its z-scores is estimated as {value:.2f}; {_LEAST_NOISE:g} is taken. There are few LD "
+        f"{name}: the noise of its z-scores is estimated as {value:.2f}, less than noise can be: there are few LD "
         "blocks, or N is too large, or z-scores are over-corrected."
         for name, value in zip(labels, own, strict=True)
         if value < _LEAST_NOISE
