@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.rates import exact
 from benchmarks.simulate import Region, simulate_annotations, simulate_regions, simulate_trait
 
 if TYPE_CHECKING:
@@ -261,11 +262,9 @@ def _coverage(intervals: Sequence[Any], truth: float) -> dict[str, float]:
 
 
 def _rate(hits: int, count: int) -> dict[str, float]:
-    """A rate with its exact (Clopper-Pearson) 95% interval."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(hits, count).proportion_ci(0.95, method="exact")
-    return {"rate": hits / count, "lower": float(interval.low), "upper": float(interval.high)}
+    """A rate with its exact 95% interval."""
+    lower, upper = exact(hits, count)
+    return {"rate": hits / count, "lower": lower, "upper": upper}
 
 
 def tables(figures: dict[str, Any]) -> list[Table]:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.finemapping_report import FOUND, SCENARIOS, draw, tables
+from benchmarks.rates import exact
 from benchmarks.simulate import Region, simulate_annotations, simulate_panel
 from benchmarks.stores import simulated_gwas, store_of_regions
 
@@ -356,14 +357,9 @@ def _summary(rows: Sequence[_Called]) -> dict[str, Any]:
 
 def _share(part: int, whole: int) -> dict[str, Any]:
     """A share with its exact 95% interval."""
-    from scipy.stats import binomtest
-
     if not whole:
         return {"count": 0, "hits": 0, "share": None, "interval": None}
-    interval = binomtest(part, whole).proportion_ci()
-    return {
-        "count": whole, "hits": part, "share": part / whole, "interval": [float(interval.low), float(interval.high)],
-    }  # fmt: skip
+    return {"count": whole, "hits": part, "share": part / whole, "interval": list(exact(part, whole))}
 
 
 def _gains(problem: Problem, called: dict[str, list[_Called]]) -> dict[str, Any]:

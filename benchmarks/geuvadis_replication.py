@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.geuvadis_data import Half
 from benchmarks.geuvadis_report import BINS
+from benchmarks.rates import exact
 
 __all__ = ["LEVEL", "Call", "equal", "rates", "tested", "within"]
 
@@ -81,12 +82,8 @@ def rates(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _rate(hits: Sequence[bool]) -> dict[str, Any]:
-    from scipy.stats import binomtest
-
-    if not hits:
-        return {"count": 0, "rate": None, "low": 0.0, "high": 1.0}
-    ends = binomtest(sum(hits), len(hits)).proportion_ci(method="exact")
-    return {"count": sum(hits), "rate": sum(hits) / len(hits), "low": float(ends.low), "high": float(ends.high)}
+    low, high = exact(sum(hits), len(hits))
+    return {"count": sum(hits), "rate": sum(hits) / len(hits) if hits else None, "low": low, "high": high}
 
 
 def equal(tests: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ def _summary(each: list[dict[str, Any]]) -> dict[str, Any]:
         own = [edge for edge in true if low <= abs(edge["true"]) < high]
         hits = sum(bool(edge["estimate"]) for edge in own)
         unresolved = sum(edge["unresolved"] for edge in own)
-        by_strength.append({"low": low, "high": high, "unresolved": unresolved, **_rate(hits, len(own))})
+        by_strength.append({"low": low, "high": high, "unresolved": unresolved, **rate(hits, len(own))})
     # What is kept is chosen by its probability: of effects that are not there none has its own error.
     known = [edge for edge in selected if edge["true"] and edge["error"]]
     off = np.array([(edge["estimate"] - edge["true"]) / edge["error"] for edge in known])
@@ -173,27 +173,23 @@ def _summary(each: list[dict[str, Any]]) -> dict[str, Any]:
     for low, high in pairwise(PROBABILITIES):
         own = [e for e in edges if low <= e["probability"] < high or e["probability"] == high == 1]
         stated = float(np.mean([e["probability"] for e in own])) if own else None
-        probability.append({"stated": stated, **_rate(sum(e["true"] != 0 for e in own), len(own))})
+        probability.append({"stated": stated, **rate(sum(e["true"] != 0 for e in own), len(own))})
     noise = np.array([x["noise_off"] for x in each])
     noise = noise[np.isfinite(noise)]
     return {
         "instruments": float(np.mean([x["instruments"] for x in each])),
         "by_strength": by_strength,
-        "made_up": _rate(sum(not edge["true"] for edge in selected), len(selected)),
-        "with_made_up": _rate(sum(any(e["estimate"] and not e["true"] for e in x["edges"]) for x in each), len(each)),
+        "made_up": rate(sum(not edge["true"] for edge in selected), len(selected)),
+        "with_made_up": rate(sum(any(e["estimate"] and not e["true"] for e in x["edges"]) for x in each), len(each)),
         "mean_square": float(np.mean(off**2)) if len(off) else None,
-        "covered": _rate(int((np.abs(off) < _WITHIN).sum()), len(off)),
+        "covered": rate(int((np.abs(off) < _WITHIN).sum()), len(off)),
         "by_probability": probability,
         "noise_mean_square": float(np.mean(noise**2)),
-        "noise_covered": _rate(int((np.abs(noise) < _WITHIN).sum()), len(noise)),
+        "noise_covered": rate(int((np.abs(noise) < _WITHIN).sum()), len(noise)),
         "noise_used_off": float(np.mean([x["noise_used_off"] for x in each])),
         "refused": refused,
         "edges": edges,
     }
-
-
-def _rate(hits: int, runs: int) -> dict[str, float]:
-    return rate(hits, runs) if runs else {"hits": 0, "runs": 0}
 
 
 def _said(found: dict[str, float]) -> str:
